@@ -1,0 +1,1 @@
+//! Decides for the proxy: placement, uploads, read plans, manifests.

@@ -1,0 +1,1 @@
+//! Objects to frames to fragments, and back.

@@ -1,0 +1,1 @@
+//! Finds the leader, retries exactly once.

@@ -1,0 +1,1 @@
+//! Decides for arakoon: transactions, dedup, reads over a Raft log.

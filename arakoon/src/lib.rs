@@ -1,0 +1,1 @@
+//! The always-consistent key-value store.

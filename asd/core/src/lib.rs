@@ -1,0 +1,1 @@
+//! Decides for the ASD: records, segments, recovery, space.

@@ -1,0 +1,1 @@
+//! The simulated world: seeded scheduler, faulty network, disks, clocks, trace.

@@ -1,0 +1,297 @@
+//! Facts that live in arakoon and are read by more than one part: their keys and records.
+//!
+//! Keys are text, `/`-separated, so that an operator can read them. Records begin with a version byte.
+
+use crate::{Decode, DecodeError, Encode, Reader, message, tag};
+use bytes::Bytes;
+use model::{AttachmentGeneration, EdgeId, Epoch, Incarnation, NamespaceId, ObjectId, OsdId, RouterId, VdiskId};
+
+/// Version that is written; the only one so far.
+const RECORD_V1: u8 = 1;
+
+/// A record: version byte, then the message.
+pub trait Record: Encode + Decode {
+    #[must_use]
+    fn to_record(&self) -> Bytes {
+        let mut out = vec![RECORD_V1];
+        self.encode(&mut out);
+        Bytes::from(out)
+    }
+
+    /// # Errors
+    /// When the bytes are no such record, or of a version from the future.
+    fn from_record(bytes: Bytes) -> Result<Self, DecodeError> {
+        let mut reader = Reader::new(bytes);
+        match u8::decode(&mut reader)? {
+            RECORD_V1 => {}
+            version => return Err(DecodeError::Illegal { what: "record version", value: version.into() }),
+        }
+        let value = Self::decode(&mut reader)?;
+        match reader.remaining() {
+            0 => Ok(value),
+            extra => Err(DecodeError::Trailing { extra }),
+        }
+    }
+}
+
+tag! {
+    /// The life of an OSD (DESIGN of the backend); this version claims and uses them.
+    pub enum OsdState {
+        Claimed = 1,
+        Good = 2,
+        UnderReview = 3,
+        Suspended = 4,
+        Disqualified = 5,
+        Draining = 6,
+        Retired = 7,
+    }
+
+    pub enum Compression {
+        Off = 1,
+        /// Frames are probed; what doesn't pay is kept raw.
+        Adaptive = 2,
+        /// Every frame is tried.
+        Always = 3,
+    }
+
+    pub enum Encryption {
+        Off = 1,
+        Aes256Gcm = 2,
+    }
+
+    pub enum RouterState {
+        Online = 1,
+        Draining = 2,
+        Offline = 3,
+    }
+
+    pub enum AttachmentMode {
+        Exclusive = 1,
+        Shared = 2,
+        ReadOnly = 3,
+    }
+}
+
+message! {
+    /// `osd/<id>`
+    pub struct OsdRecord {
+        pub osd: OsdId,
+        pub name: String,
+        pub addresses: Vec<String>,
+        /// `datacenter/rack/host`
+        pub domain: String,
+        pub backend: String,
+        pub state: OsdState,
+        pub capacity_bytes: u64,
+    }
+
+    /// `preset/<name>`
+    pub struct PresetRecord {
+        pub name: String,
+        pub version: u64,
+        pub backend: String,
+        /// As `PolicyList` prints it.
+        pub policies: String,
+        pub compression: Compression,
+        pub compression_level: u8,
+        pub encryption: Encryption,
+    }
+
+    /// `backend/<name>`
+    pub struct BackendRecord {
+        pub name: String,
+    }
+
+    /// `vpool/<name>`
+    pub struct VpoolRecord {
+        pub name: String,
+        pub preset: String,
+        pub sco_bytes: u64,
+    }
+
+    /// `router/<id>`
+    pub struct RouterRecord {
+        pub router: RouterId,
+        pub name: String,
+        pub addresses: Vec<String>,
+        pub domain: String,
+        pub state: RouterState,
+        pub incarnation: Incarnation,
+    }
+
+    /// `vdisk/<id>`. Changed only by transactions that assert the whole old record.
+    pub struct VdiskRecord {
+        pub vdisk: VdiskId,
+        pub name: String,
+        pub size_bytes: u64,
+        pub vpool: String,
+        pub owner: RouterId,
+        pub epoch: Epoch,
+        /// Identity of the owner's write log that may hold what isn't in the backend yet; 0 = none ever.
+        pub log_id: u64,
+        /// Being deleted: refuses to open; deletion is resumed by the owner.
+        pub deleting: bool,
+    }
+
+    pub struct AttachmentRecord {
+        pub edge: EdgeId,
+        pub edge_name: String,
+        pub generation: AttachmentGeneration,
+        pub mode: AttachmentMode,
+    }
+
+    /// `vdisk-attachments/<id>`. Generations only grow, whoever comes and goes (P4).
+    pub struct AttachmentsRecord {
+        pub last_generation: AttachmentGeneration,
+        pub live: Vec<AttachmentRecord>,
+    }
+}
+
+impl Record for OsdRecord {}
+impl Record for PresetRecord {}
+impl Record for BackendRecord {}
+impl Record for VpoolRecord {}
+impl Record for RouterRecord {}
+impl Record for VdiskRecord {}
+impl Record for AttachmentsRecord {}
+
+/// Keys. A prefix ends with `/`.
+pub mod key {
+    use super::{Bytes, NamespaceId, ObjectId, OsdId, RouterId, VdiskId};
+
+    pub const OSDS: &str = "osd/";
+    pub const PRESETS: &str = "preset/";
+    pub const BACKENDS: &str = "backend/";
+    pub const VPOOLS: &str = "vpool/";
+    pub const ROUTERS: &str = "router/";
+    pub const VDISKS: &str = "vdisk/";
+    pub const VDISK_NAMES: &str = "vdisk-name/";
+
+    #[must_use]
+    pub fn osd(osd: OsdId) -> Bytes {
+        Bytes::from(format!("{OSDS}{osd}"))
+    }
+
+    #[must_use]
+    pub fn preset(name: &str) -> Bytes {
+        Bytes::from(format!("{PRESETS}{name}"))
+    }
+
+    #[must_use]
+    pub fn backend(name: &str) -> Bytes {
+        Bytes::from(format!("{BACKENDS}{name}"))
+    }
+
+    #[must_use]
+    pub fn vpool(name: &str) -> Bytes {
+        Bytes::from(format!("{VPOOLS}{name}"))
+    }
+
+    #[must_use]
+    pub fn router(router: RouterId) -> Bytes {
+        Bytes::from(format!("{ROUTERS}{router}"))
+    }
+
+    #[must_use]
+    pub fn vdisk(vdisk: VdiskId) -> Bytes {
+        Bytes::from(format!("{VDISKS}{vdisk}"))
+    }
+
+    /// Name → id, as 16 little-endian bytes.
+    #[must_use]
+    pub fn vdisk_name(name: &str) -> Bytes {
+        Bytes::from(format!("{VDISK_NAMES}{name}"))
+    }
+
+    #[must_use]
+    pub fn attachments(vdisk: VdiskId) -> Bytes {
+        Bytes::from(format!("vdisk-attachments/{vdisk}"))
+    }
+
+    /// Everything of a namespace begins with this.
+    #[must_use]
+    pub fn namespace(namespace: NamespaceId) -> Bytes {
+        Bytes::from(format!("ns/{namespace}/"))
+    }
+
+    /// Highest epoch seen, 8 little-endian bytes (L4).
+    #[must_use]
+    pub fn namespace_epoch(namespace: NamespaceId) -> Bytes {
+        Bytes::from(format!("ns/{namespace}/epoch"))
+    }
+
+    #[must_use]
+    pub fn namespace_info(namespace: NamespaceId) -> Bytes {
+        Bytes::from(format!("ns/{namespace}/info"))
+    }
+
+    #[must_use]
+    pub fn namespace_head(namespace: NamespaceId) -> Bytes {
+        Bytes::from(format!("ns/{namespace}/head"))
+    }
+
+    /// Manifests; sorted by (epoch, number) within the namespace.
+    #[must_use]
+    pub fn manifests(namespace: NamespaceId) -> Bytes {
+        Bytes::from(format!("ns/{namespace}/object/"))
+    }
+
+    #[must_use]
+    pub fn manifest(namespace: NamespaceId, object: ObjectId) -> Bytes {
+        Bytes::from(format!("ns/{namespace}/object/{}", object_text(object)))
+    }
+
+    /// Objects with fragments not stored yet.
+    #[must_use]
+    pub fn holes(namespace: NamespaceId) -> Bytes {
+        Bytes::from(format!("ns/{namespace}/hole/"))
+    }
+
+    #[must_use]
+    pub fn hole(namespace: NamespaceId, object: ObjectId) -> Bytes {
+        Bytes::from(format!("ns/{namespace}/hole/{}", object_text(object)))
+    }
+
+    /// Fixed-width hexadecimal, so that text order is number order.
+    fn object_text(object: ObjectId) -> String {
+        format!("{}-{:016x}-{:016x}", object.vdisk, object.epoch.0, object.number.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::ScoNumber;
+
+    #[test]
+    fn records_survive_their_bytes_and_refuse_other_versions() {
+        let record = VdiskRecord {
+            vdisk: VdiskId(1),
+            name: "demo".into(),
+            size_bytes: 4096,
+            vpool: "default".into(),
+            owner: RouterId(2),
+            epoch: Epoch(3),
+            log_id: 4,
+            deleting: false,
+        };
+        let bytes = record.to_record();
+        assert_eq!(VdiskRecord::from_record(bytes.clone()), Ok(record));
+        let mut future = bytes.to_vec();
+        future[0] = 9;
+        assert!(VdiskRecord::from_record(Bytes::from(future)).is_err());
+        assert!(VdiskRecord::from_record(bytes.slice(..bytes.len() - 1)).is_err());
+    }
+
+    #[test]
+    fn manifest_keys_sort_as_objects_were_committed() {
+        let key = |epoch, number| {
+            key::manifest(
+                NamespaceId(1),
+                ObjectId { vdisk: VdiskId(1), epoch: Epoch(epoch), number: ScoNumber(number) },
+            )
+        };
+        assert!(key(1, 200) < key(2, 9));
+        assert!(key(2, 9) < key(2, 10));
+    }
+}

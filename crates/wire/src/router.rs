@@ -1,0 +1,292 @@
+//! The protocol of the router: block I/O from edges, and administration of vDisks.
+
+use crate::{message, tag};
+use bytes::Bytes;
+use model::{AttachmentGeneration, EdgeId, Epoch, Incarnation, Lsn, RequestSeq, RouterId, VdiskId};
+
+pub mod method {
+    /// [`super::Locate`] → [`super::Location`]. Any router answers.
+    pub const LOCATE: u16 = 1;
+    /// [`super::Attach`] → [`super::Attached`]. Only the owner; others redirect.
+    pub const ATTACH: u16 = 2;
+    /// [`super::ReplayComplete`] → `()`: from now on reads are served (P6).
+    pub const REPLAY_COMPLETE: u16 = 3;
+    /// [`super::Detach`] → `()`.
+    pub const DETACH: u16 = 4;
+    /// [`super::Read`] → [`super::ReadDone`] + payload.
+    pub const READ: u16 = 5;
+    /// [`super::Write`] + payload → [`super::Applied`].
+    pub const WRITE: u16 = 6;
+    /// [`super::Flush`] → [`super::Flushed`].
+    pub const FLUSH: u16 = 7;
+    /// [`super::Unmap`] → [`super::Applied`]: trim or write-zeroes of any length.
+    pub const UNMAP: u16 = 8;
+    /// [`super::BlockStatus`] → [`super::Extents`].
+    pub const BLOCK_STATUS: u16 = 9;
+    /// `()` → [`super::VdiskNames`]. Any router answers.
+    pub const LIST: u16 = 10;
+
+    /// [`super::CreateVdisk`] → [`super::VdiskInfo`].
+    pub const CREATE_VDISK: u16 = 32;
+    /// [`super::VdiskName`] → `()`.
+    pub const DELETE_VDISK: u16 = 33;
+    /// [`super::ResizeVdisk`] → [`super::VdiskInfo`].
+    pub const RESIZE_VDISK: u16 = 34;
+    /// [`super::VdiskName`] → [`super::VdiskInfo`]. Owner gives live facts, others redirect.
+    pub const SHOW_VDISK: u16 = 35;
+    /// [`super::VdiskName`] → [`super::SyncDone`] when all is in the backend and no holes are left.
+    pub const SYNC_VDISK: u16 = 36;
+}
+
+pub mod code {
+    use crate::error::code::PROTOCOL_BASE;
+    /// Class Redirect; detail: [`super::Location`].
+    pub const NOT_OWNER: u16 = PROTOCOL_BASE;
+    /// Class Refuse: no vDisk of that name.
+    pub const NO_VDISK: u16 = PROTOCOL_BASE + 1;
+    /// Class Refuse: the name is taken.
+    pub const EXISTS: u16 = PROTOCOL_BASE + 2;
+    /// Class Refuse: a later attachment took over (P4).
+    pub const ATTACHMENT_FENCED: u16 = PROTOCOL_BASE + 3;
+    /// Class Refuse: another edge is attached exclusively; the message names it.
+    pub const ATTACHED_ELSEWHERE: u16 = PROTOCOL_BASE + 4;
+    /// Class Refuse: outside the vDisk, or larger than one request may be.
+    pub const OUT_OF_RANGE: u16 = PROTOCOL_BASE + 5;
+    /// Class Refuse: the attachment is read-only.
+    pub const READ_ONLY: u16 = PROTOCOL_BASE + 6;
+    /// Class Refuse: the payload doesn't match its checksums: damaged on the way; send it again.
+    pub const BAD_CHECKSUM: u16 = PROTOCOL_BASE + 7;
+    /// Class Retry: recovery is under way.
+    pub const RECOVERING: u16 = PROTOCOL_BASE + 8;
+    /// Class Retry: the backend can't give the data now (L5: an I/O error, never zeroes).
+    pub const UNREADABLE: u16 = PROTOCOL_BASE + 9;
+    /// Class Refuse: not attached, or the router restarted since; attach again.
+    pub const NOT_ATTACHED: u16 = PROTOCOL_BASE + 10;
+    /// Class Refuse: recovery found a gap; an operator must decide (L7). The message says what is missing.
+    pub const GAP: u16 = PROTOCOL_BASE + 11;
+    /// Class Refuse: the name, size or state doesn't allow it; the message says why.
+    pub const INVALID: u16 = PROTOCOL_BASE + 12;
+    /// Class Retry: the vDisk is in use and must be detached first.
+    pub const IN_USE: u16 = PROTOCOL_BASE + 13;
+}
+
+/// Largest read or write in one request. An edge splits longer ones.
+pub const IO_MAX: u32 = 4 << 20;
+/// Extents in one answer.
+pub const EXTENTS_MAX: u32 = 4096;
+/// Exceptions to the contiguous applied sequence that a router keeps (P3); an edge has at most as many requests in flight.
+pub const INFLIGHT_MAX: usize = 1024;
+/// Longest name of a vDisk in bytes.
+pub const NAME_MAX: usize = 255;
+
+tag! {
+    pub enum AttachMode {
+        Exclusive = 1,
+        Shared = 2,
+        ReadOnly = 3,
+    }
+
+    pub enum Durability {
+        /// Acknowledged as the vPool's mode says.
+        Normal = 1,
+        /// Acknowledged when durable (FUA).
+        Durable = 2,
+    }
+
+    pub enum UnmapKind {
+        /// Discard: reads give zeroes afterwards.
+        Trim = 1,
+        /// The same result, and asked for as data.
+        Zero = 2,
+    }
+
+    pub enum ExtentKind {
+        Data = 1,
+        /// Not mapped; reads as zeroes.
+        Hole = 2,
+    }
+}
+
+message! {
+    pub struct Locate {
+        pub name: String,
+    }
+
+    pub struct RouterAddress {
+        pub router: RouterId,
+        /// Tried in turn.
+        pub addresses: Vec<String>,
+    }
+
+    /// Where a vDisk is served, and where else to go.
+    pub struct Location {
+        pub vdisk: VdiskId,
+        pub size_bytes: u64,
+        pub epoch: Epoch,
+        pub owner: RouterAddress,
+        /// The other routers, best first.
+        pub routers: Vec<RouterAddress>,
+        pub list_version: u64,
+        pub cluster: String,
+    }
+
+    pub struct Attach {
+        pub name: String,
+        pub edge: EdgeId,
+        /// Shown to whoever is refused because of this one.
+        pub edge_name: String,
+        pub mode: AttachMode,
+        /// The generation this edge holds already and comes back with; `None` = a new attachment.
+        pub reclaim: Option<AttachmentGeneration>,
+        /// Push out another edge that holds it exclusively.
+        pub take_over: bool,
+    }
+
+    /// Sequences of one attachment that are applied: all `<= contiguous`, and the exceptions above it (P3).
+    pub struct AppliedSequences {
+        pub contiguous: RequestSeq,
+        pub above: Vec<RequestSeq>,
+    }
+
+    pub struct Attached {
+        pub vdisk: VdiskId,
+        pub generation: AttachmentGeneration,
+        pub epoch: Epoch,
+        /// Of the router: a change means its memory is gone.
+        pub incarnation: Incarnation,
+        pub size_bytes: u64,
+        pub applied: AppliedSequences,
+        /// Highest LSN recovered; acknowledged writes above it must be replayed if their sequence isn't applied.
+        pub last_lsn: Lsn,
+    }
+
+    pub struct ReplayComplete {
+        pub vdisk: VdiskId,
+        pub generation: AttachmentGeneration,
+    }
+
+    pub struct Detach {
+        pub vdisk: VdiskId,
+        pub generation: AttachmentGeneration,
+    }
+
+    pub struct Read {
+        pub vdisk: VdiskId,
+        pub generation: AttachmentGeneration,
+        pub offset: u64,
+        pub len: u32,
+    }
+
+    pub struct ReadDone {
+        /// CRC-32C of the part of the payload in each cluster touched.
+        pub checksums: Vec<u32>,
+    }
+
+    pub struct Write {
+        pub vdisk: VdiskId,
+        pub generation: AttachmentGeneration,
+        pub seq: RequestSeq,
+        pub offset: u64,
+        pub durability: Durability,
+        /// CRC-32C of the part of the payload in each cluster touched, computed at the edge.
+        pub checksums: Vec<u32>,
+    }
+
+    pub struct Unmap {
+        pub vdisk: VdiskId,
+        pub generation: AttachmentGeneration,
+        pub seq: RequestSeq,
+        pub offset: u64,
+        pub len: u64,
+        pub kind: UnmapKind,
+        pub durability: Durability,
+    }
+
+    /// The position of what was applied (P2).
+    pub struct Applied {
+        pub epoch: Epoch,
+        pub lsn: Lsn,
+    }
+
+    pub struct Flush {
+        pub vdisk: VdiskId,
+        pub generation: AttachmentGeneration,
+    }
+
+    /// Everything up to this LSN is durable; the edge forgets only acknowledged writes at or below it (P2).
+    pub struct Flushed {
+        pub epoch: Epoch,
+        pub lsn: Lsn,
+    }
+
+    pub struct BlockStatus {
+        pub vdisk: VdiskId,
+        pub generation: AttachmentGeneration,
+        pub offset: u64,
+        pub len: u64,
+        pub extents_max: u32,
+    }
+
+    pub struct Extent {
+        pub len: u64,
+        pub kind: ExtentKind,
+    }
+
+    /// From the asked offset on, without gaps; may end early.
+    pub struct Extents {
+        pub extents: Vec<Extent>,
+    }
+
+    pub struct VdiskNames {
+        pub names: Vec<(String, u64)>,
+    }
+
+    pub struct CreateVdisk {
+        pub name: String,
+        pub size_bytes: u64,
+        pub vpool: String,
+    }
+
+    pub struct VdiskName {
+        pub name: String,
+    }
+
+    pub struct ResizeVdisk {
+        pub name: String,
+        pub size_bytes: u64,
+        /// Also shrink, down to the last mapped cluster.
+        pub force: bool,
+    }
+
+    pub struct VdiskInfo {
+        pub vdisk: VdiskId,
+        pub name: String,
+        pub size_bytes: u64,
+        pub vpool: String,
+        pub owner: RouterId,
+        pub owner_name: String,
+        pub epoch: Epoch,
+        /// More facts as one JSON object (attachments, LSNs, log and backend lag, usage).
+        pub details_json: String,
+    }
+
+    pub struct SyncDone {
+        pub lsn: Lsn,
+        pub objects: u64,
+    }
+}
+
+/// A vDisk name: 1 to 255 bytes of printable ASCII without `/`, `@`, spaces and quotes, not starting with `-` or `.`.
+#[must_use]
+pub fn is_legal_name(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= NAME_MAX
+        && !name.starts_with(['-', '.'])
+        && name.chars().all(|c| c.is_ascii_graphic() && !"/@'\"\\`".contains(c))
+}
+
+/// Detail of a redirect when only an address is known.
+#[must_use]
+pub fn encode_location(location: &Location) -> Bytes {
+    crate::encode_to_bytes(location)
+}

@@ -1,0 +1,67 @@
+//! The house's own tools: `cargo xtask ci|tidy|soak|bench`.
+//!
+//! CI and a person run the same commands, so that nothing is green in one place only. Written in Rust rather than
+//! shell, because the rules it holds (who may import whom, what a source file must look like) deserve tests of their own.
+//!
+//! Invariant: xtask imports nothing of ours. It judges the workspace and must not fail to build when that is broken.
+
+mod ci;
+mod long_runs;
+mod tidy;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "The house's own tools")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Everything CI runs: format, tidy, clippy, build, doc tests, tests
+    Ci {
+        /// Run only this stage
+        #[arg(long, value_enum)]
+        stage: Option<ci::Stage>,
+    },
+    /// Check the import arrows and the shape of manifests and source files
+    Tidy,
+    /// Long crash and loss tests (HOLDFAST_SOAK=1), one at a time; arguments go to nextest
+    Soak {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Benchmarks, as ratios against plain servers in the same run; arguments go to the harness
+    Bench {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    let root = workspace_root();
+    let outcome = match Cli::parse().command {
+        Command::Ci { stage } => ci::run(&root, stage),
+        Command::Tidy => tidy::run(&root),
+        Command::Soak { args } => long_runs::soak(&root, &args),
+        Command::Bench { args } => long_runs::bench(&root, &args),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The workspace this xtask was compiled in: two directories above its manifest.
+fn workspace_root() -> PathBuf {
+    let manifest = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    manifest.ancestors().nth(2).expect("crates/xtask lies two levels deep").to_path_buf()
+}

@@ -1,0 +1,1 @@
+//! Decides for the edge: NBD protocol, sessions, replay.

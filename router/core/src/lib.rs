@@ -1,0 +1,1 @@
+//! Decides for the router: log, overlay, SCOs, TLogs, page map, recovery.

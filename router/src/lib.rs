@@ -1,0 +1,1 @@
+//! Owns vDisks and log-structures their writes.

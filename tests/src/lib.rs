@@ -1,0 +1,1 @@
+//! Clusters, simulated and real; workloads; oracles.
