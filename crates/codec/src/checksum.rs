@@ -87,13 +87,12 @@ impl BlockChecksums {
         if end > self.len || self.aligned(offset..end) != (offset..end) {
             return Err(ChecksumError::Range { start: offset, end, len: self.len });
         }
-        let mut block = u32::try_from(offset / u64::from(self.block))
+        let first = u32::try_from(offset / u64::from(self.block))
             .map_err(|_| ChecksumError::Range { start: offset, end, len: self.len })?;
-        for piece in bytes.chunks(self.block as usize) {
+        for (block, piece) in (first..).zip(bytes.chunks(self.block as usize)) {
             if self.sums.get(block as usize) != Some(&crc32c(piece)) {
                 return Err(ChecksumError::Mismatch { block });
             }
-            block += 1;
         }
         Ok(())
     }

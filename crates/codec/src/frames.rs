@@ -292,10 +292,8 @@ impl FrameTable {
 
     /// Reads [`encode`](Self::encode)'s bytes; anything else, also trailing bytes, is an error.
     pub fn decode(bytes: &[u8]) -> Result<Self, TableError> {
-        let short = TableError::Length {
-            expected: HEADER_BYTES + TRAILER_BYTES,
-            actual: bytes.len(),
-        };
+        let short =
+            TableError::Length { expected: HEADER_BYTES + TRAILER_BYTES, actual: bytes.len() };
         let (covered, sum) = bytes.split_last_chunk::<TRAILER_BYTES>().ok_or(short)?;
         let (header, lengths) = covered.split_first_chunk::<HEADER_BYTES>().ok_or(short)?;
         let [version, suite, log2, kind, plain_len @ ..] = *header;

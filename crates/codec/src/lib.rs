@@ -28,9 +28,7 @@ pub mod seal;
 pub use checksum::{BlockChecksums, ChecksumError, crc32c};
 pub use compress::{Compression, Compressor, Decompressor, Level};
 pub use erasure::{CODEC_ID, CODEC_NAME, ErasureCode, ErasureError, Shape, Vandermonde};
-pub use frames::{
-    Encoding, FrameInfo, FrameSize, FrameTable, MAX_OBJECT_BYTES, Suite, TableError,
-};
+pub use frames::{Encoding, FrameInfo, FrameSize, FrameTable, MAX_OBJECT_BYTES, Suite, TableError};
 pub use layout::{FragmentRange, FramePlace, FrameRead, Layout, PlanError, coalesce};
 pub use object::{
     DecodeError, Decoder, EncodeError, EncodeParams, EncodedObject, Encoder, StoredObject,

@@ -300,8 +300,7 @@ impl Decoder {
     ) -> Result<(), DecodeError> {
         let start = read.out_offset as usize;
         let wanted = read.slice.start as usize..read.slice.end as usize;
-        let out =
-            answer.get_mut(start..start + wanted.len()).ok_or(DecodeError::Mismatch)?;
+        let out = answer.get_mut(start..start + wanted.len()).ok_or(DecodeError::Mismatch)?;
         if wanted.len() == read.info.plain_len as usize {
             return self.decode_frame(seal, &read.info, stored, out);
         }

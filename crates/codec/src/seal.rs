@@ -17,7 +17,7 @@ use thiserror::Error;
 
 use crate::checksum::crc32c_of_two;
 use crate::frames::{FrameInfo, FrameSize, FrameTable, Suite};
-use aead::{Aead, NONCE_BYTES, TAG_BYTES};
+use aead::{Aead, Message, NONCE_BYTES, TAG_BYTES};
 use keys::NamespaceKeys;
 
 /// Longest object id.
@@ -118,25 +118,20 @@ impl ObjectSeal {
     }
 
     /// Seals a raw frame from `body` into `stored` (body and trailer): one pass, no copy in between.
-    pub fn seal(
-        &self,
-        frame: &FrameInfo,
-        body: &[u8],
-        stored: &mut [u8],
-    ) -> Result<(), SealError> {
+    pub fn seal(&self, frame: &FrameInfo, body: &[u8], stored: &mut [u8]) -> Result<(), SealError> {
         let (out, trailer) = self.split_mut(frame, stored)?;
         if body.len() != out.len() {
             return Err(wrong_len(frame, body.len()));
         }
         let aad = self.additional_data(frame);
-        let aad = &aad[..self.aad_len];
+        let message = Message { nonce: nonce(frame.index), aad: &aad[..self.aad_len] };
         match &self.protection {
             Protection::Crc32c => {
                 out.copy_from_slice(body);
-                trailer.copy_from_slice(&crc32c_of_two(aad, body).to_le_bytes());
+                trailer.copy_from_slice(&crc32c_of_two(message.aad, body).to_le_bytes());
             }
             Protection::Aes256Gcm(key) => {
-                trailer.copy_from_slice(&key.seal(&nonce(frame.index), aad, body, out));
+                trailer.copy_from_slice(&key.seal(&message, body, out));
             }
         }
         Ok(())
@@ -146,13 +141,13 @@ impl ObjectSeal {
     pub fn seal_in_place(&self, frame: &FrameInfo, stored: &mut [u8]) -> Result<(), SealError> {
         let (body, trailer) = self.split_mut(frame, stored)?;
         let aad = self.additional_data(frame);
-        let aad = &aad[..self.aad_len];
+        let message = Message { nonce: nonce(frame.index), aad: &aad[..self.aad_len] };
         match &self.protection {
             Protection::Crc32c => {
-                trailer.copy_from_slice(&crc32c_of_two(aad, body).to_le_bytes());
+                trailer.copy_from_slice(&crc32c_of_two(message.aad, body).to_le_bytes());
             }
             Protection::Aes256Gcm(key) => {
-                trailer.copy_from_slice(&key.seal_in_place(&nonce(frame.index), aad, body));
+                trailer.copy_from_slice(&key.seal_in_place(&message, body));
             }
         }
         Ok(())
@@ -161,23 +156,18 @@ impl ObjectSeal {
     /// Verifies a stored frame and writes its body to `body`, which has exactly the body's length.
     ///
     /// After an error the content of `body` is meaningless and may not be used (L5).
-    pub fn open(
-        &self,
-        frame: &FrameInfo,
-        stored: &[u8],
-        body: &mut [u8],
-    ) -> Result<(), SealError> {
+    pub fn open(&self, frame: &FrameInfo, stored: &[u8], body: &mut [u8]) -> Result<(), SealError> {
         if stored.len() != frame.stored_len as usize || body.len() != frame.body_len as usize {
             return Err(wrong_len(frame, stored.len()));
         }
         let damaged = SealError::NotGenuine { frame: frame.index };
         let aad = self.additional_data(frame);
-        let aad = &aad[..self.aad_len];
+        let message = Message { nonce: nonce(frame.index), aad: &aad[..self.aad_len] };
         let (sealed, trailer) =
             stored.split_at_checked(body.len()).ok_or(wrong_len(frame, stored.len()))?;
         match &self.protection {
             Protection::Crc32c => {
-                if trailer != crc32c_of_two(aad, sealed).to_le_bytes() {
+                if trailer != crc32c_of_two(message.aad, sealed).to_le_bytes() {
                     return Err(damaged);
                 }
                 body.copy_from_slice(sealed);
@@ -186,7 +176,7 @@ impl ObjectSeal {
             Protection::Aes256Gcm(key) => {
                 let tag: &[u8; TAG_BYTES] =
                     trailer.try_into().map_err(|_| wrong_len(frame, stored.len()))?;
-                key.open(&nonce(frame.index), aad, sealed, tag, body).map_err(|_| damaged)
+                key.open(&message, sealed, tag, body).map_err(|_| damaged)
             }
         }
     }

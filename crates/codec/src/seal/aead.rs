@@ -14,6 +14,14 @@ pub const KEY_BYTES: usize = 32;
 pub const NONCE_BYTES: usize = 12;
 pub const TAG_BYTES: usize = 16;
 
+/// What surrounds a sealed text: never two texts under one (key, nonce).
+#[derive(Debug, Clone, Copy)]
+pub struct Message<'a> {
+    pub nonce: [u8; NONCE_BYTES],
+    /// Additional data: verified, not stored.
+    pub aad: &'a [u8],
+}
+
 /// The tag doesn't match: wrong key, nonce or additional data, or damaged bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TagMismatch;
@@ -21,27 +29,15 @@ pub struct TagMismatch;
 /// An AES-256-GCM key ready for use.
 pub trait Aead: Send + Sync {
     /// Encrypts `plain` into `out` of equal length and returns the tag.
-    fn seal(
-        &self,
-        nonce: &[u8; NONCE_BYTES],
-        aad: &[u8],
-        plain: &[u8],
-        out: &mut [u8],
-    ) -> [u8; TAG_BYTES];
+    fn seal(&self, message: &Message<'_>, plain: &[u8], out: &mut [u8]) -> [u8; TAG_BYTES];
 
     /// Encrypts `text` where it lies and returns the tag.
-    fn seal_in_place(
-        &self,
-        nonce: &[u8; NONCE_BYTES],
-        aad: &[u8],
-        text: &mut [u8],
-    ) -> [u8; TAG_BYTES];
+    fn seal_in_place(&self, message: &Message<'_>, text: &mut [u8]) -> [u8; TAG_BYTES];
 
     /// Verifies and decrypts `sealed` into `plain` of equal length, whose content means nothing after an error.
     fn open(
         &self,
-        nonce: &[u8; NONCE_BYTES],
-        aad: &[u8],
+        message: &Message<'_>,
         sealed: &[u8],
         tag: &[u8; TAG_BYTES],
         plain: &mut [u8],
@@ -77,44 +73,41 @@ const FITS: &str = "a message of at most 64 KiB is within AES-GCM's limits";
 struct AwsLc(aws::LessSafeKey);
 
 impl Aead for AwsLc {
-    fn seal(
-        &self,
-        nonce: &[u8; NONCE_BYTES],
-        aad: &[u8],
-        plain: &[u8],
-        out: &mut [u8],
-    ) -> [u8; TAG_BYTES] {
-        let nonce = aws::Nonce::assume_unique_for_key(*nonce);
+    fn seal(&self, message: &Message<'_>, plain: &[u8], out: &mut [u8]) -> [u8; TAG_BYTES] {
+        let nonce = aws::Nonce::assume_unique_for_key(message.nonce);
         let mut tag = [0; TAG_BYTES];
         self.0
-            .seal_out_of_place_scatter(nonce, aws::Aad::from(aad), plain, out, &[], &mut tag)
+            .seal_out_of_place_scatter(
+                nonce,
+                aws::Aad::from(message.aad),
+                plain,
+                out,
+                &[],
+                &mut tag,
+            )
             .expect(FITS);
         tag
     }
 
-    fn seal_in_place(
-        &self,
-        nonce: &[u8; NONCE_BYTES],
-        aad: &[u8],
-        text: &mut [u8],
-    ) -> [u8; TAG_BYTES] {
-        let nonce = aws::Nonce::assume_unique_for_key(*nonce);
-        let tag =
-            self.0.seal_in_place_separate_tag(nonce, aws::Aad::from(aad), text).expect(FITS);
+    fn seal_in_place(&self, message: &Message<'_>, text: &mut [u8]) -> [u8; TAG_BYTES] {
+        let nonce = aws::Nonce::assume_unique_for_key(message.nonce);
+        let tag = self
+            .0
+            .seal_in_place_separate_tag(nonce, aws::Aad::from(message.aad), text)
+            .expect(FITS);
         tag.as_ref().try_into().expect("a GCM tag has 16 bytes")
     }
 
     fn open(
         &self,
-        nonce: &[u8; NONCE_BYTES],
-        aad: &[u8],
+        message: &Message<'_>,
         sealed: &[u8],
         tag: &[u8; TAG_BYTES],
         plain: &mut [u8],
     ) -> Result<(), TagMismatch> {
-        let nonce = aws::Nonce::assume_unique_for_key(*nonce);
+        let nonce = aws::Nonce::assume_unique_for_key(message.nonce);
         self.0
-            .open_separate_gather(nonce, aws::Aad::from(aad), sealed, tag, plain)
+            .open_separate_gather(nonce, aws::Aad::from(message.aad), sealed, tag, plain)
             .map_err(|_| TagMismatch)
     }
 }
@@ -122,35 +115,31 @@ impl Aead for AwsLc {
 struct Reference(aes_gcm::Aes256Gcm);
 
 impl Aead for Reference {
-    fn seal(
-        &self,
-        nonce: &[u8; NONCE_BYTES],
-        aad: &[u8],
-        plain: &[u8],
-        out: &mut [u8],
-    ) -> [u8; TAG_BYTES] {
+    fn seal(&self, message: &Message<'_>, plain: &[u8], out: &mut [u8]) -> [u8; TAG_BYTES] {
         let buffer = InOutBuf::new(plain, out).expect("both sides have the frame's length");
-        self.0.encrypt_inout_detached(nonce.into(), aad, buffer).expect(FITS).into()
+        self.0
+            .encrypt_inout_detached((&message.nonce).into(), message.aad, buffer)
+            .expect(FITS)
+            .into()
     }
 
-    fn seal_in_place(
-        &self,
-        nonce: &[u8; NONCE_BYTES],
-        aad: &[u8],
-        text: &mut [u8],
-    ) -> [u8; TAG_BYTES] {
-        self.0.encrypt_inout_detached(nonce.into(), aad, text.into()).expect(FITS).into()
+    fn seal_in_place(&self, message: &Message<'_>, text: &mut [u8]) -> [u8; TAG_BYTES] {
+        self.0
+            .encrypt_inout_detached((&message.nonce).into(), message.aad, text.into())
+            .expect(FITS)
+            .into()
     }
 
     fn open(
         &self,
-        nonce: &[u8; NONCE_BYTES],
-        aad: &[u8],
+        message: &Message<'_>,
         sealed: &[u8],
         tag: &[u8; TAG_BYTES],
         plain: &mut [u8],
     ) -> Result<(), TagMismatch> {
         let buffer = InOutBuf::new(sealed, plain).map_err(|_| TagMismatch)?;
-        self.0.decrypt_inout_detached(nonce.into(), aad, buffer, tag.into()).map_err(|_| TagMismatch)
+        self.0
+            .decrypt_inout_detached((&message.nonce).into(), message.aad, buffer, tag.into())
+            .map_err(|_| TagMismatch)
     }
 }

@@ -15,7 +15,7 @@
 use aws_lc_rs::{hkdf, hmac};
 use thiserror::Error;
 
-use super::aead::{Aead, Engine, KEY_BYTES, NONCE_BYTES, TAG_BYTES};
+use super::aead::{Aead, Engine, KEY_BYTES, Message, NONCE_BYTES, TAG_BYTES};
 use super::{ATTEMPT_BYTES, MAX_OBJECT_ID_BYTES, ObjectBinding};
 
 const FRAME_INFO: &[u8] = b"holdfast frame v1";
@@ -105,7 +105,7 @@ impl KeyEncryptionKey {
         let aad = wrap_aad(self.id, owner);
         let aead = self.engine.key(&self.key.0);
         let (body, tag) = blob[17..].split_at_mut(KEY_BYTES);
-        tag.copy_from_slice(&aead.seal(&nonce, &aad, &key.0.0, body));
+        tag.copy_from_slice(&aead.seal(&Message { nonce, aad: &aad }, &key.0.0, body));
         blob
     }
 
@@ -119,10 +119,10 @@ impl KeyEncryptionKey {
         let (_, rest) = blob.split_at_checked(5).ok_or(wrong_len)?;
         let (nonce, rest) = rest.split_first_chunk::<NONCE_BYTES>().ok_or(wrong_len)?;
         let (body, tag) = rest.split_last_chunk::<TAG_BYTES>().ok_or(wrong_len)?;
+        let message = Message { nonce: *nonce, aad: &wrap_aad(self.id, owner) };
         let mut key = Secret([0; KEY_BYTES]);
         let aead = self.engine.key(&self.key.0);
-        aead.open(nonce, &wrap_aad(self.id, owner), body, tag, &mut key.0)
-            .map_err(|_| KeyError::NotGenuine)?;
+        aead.open(&message, body, tag, &mut key.0).map_err(|_| KeyError::NotGenuine)?;
         Ok(NamespaceKey(key))
     }
 }
@@ -222,14 +222,12 @@ impl NamespaceKeys {
         }
         prf.update(&total.to_le_bytes());
         let tag = prf.sign();
-        PlainDigest(
-            *tag.as_ref().first_chunk::<DIGEST_BYTES>().expect("HMAC-SHA256 has 32 bytes"),
-        )
+        PlainDigest(*tag.as_ref().first_chunk::<DIGEST_BYTES>().expect("HMAC-SHA256 has 32 bytes"))
     }
 
     /// GHASH of the leaf under a secret key, masked by a constant: never shown, only fed to the PRF.
     fn leaf(&self, bytes: &[u8]) -> [u8; TAG_BYTES] {
-        self.digest_hash.seal_in_place(&[0; NONCE_BYTES], bytes, &mut [])
+        self.digest_hash.seal_in_place(&Message { nonce: [0; NONCE_BYTES], aad: bytes }, &mut [])
     }
 }
 
@@ -253,4 +251,9 @@ fn expand(prk: &hkdf::Prk, info: &[&[u8]]) -> Secret {
         .and_then(|okm| okm.fill(&mut key.0))
         .expect("HKDF-SHA256 gives up to 8160 bytes");
     key
+}
+
+#[cfg(test)]
+pub(super) fn hkdf_for_test(secret: &[u8]) -> [u8; KEY_BYTES] {
+    expand(&hkdf::Salt::new(hkdf::HKDF_SHA256, &[]).extract(secret), &[]).0
 }
