@@ -60,8 +60,10 @@ fn main() -> ExitCode {
     }
 }
 
-/// The workspace this xtask was compiled in: two directories above its manifest.
+/// Two directories above our manifest. Asked from cargo at run time: checkouts that share a target directory share this
+/// program too, and what it was compiled in may be the other one.
 fn workspace_root() -> PathBuf {
-    let manifest = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    let manifest = std::env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
     manifest.ancestors().nth(2).expect("crates/xtask lies two levels deep").to_path_buf()
 }
