@@ -1,1 +1,40 @@
-//! Decides for the router: log, overlay, SCOs, TLogs, page map, recovery.
+//! Decides for the router: which LSN a write gets, where its record lies in the log, what a flush covers, what goes into
+//! which SCO, when a log segment is free, and what a restart may believe.
+//!
+//! | module | decides |
+//! | --- | --- |
+//! | [`log`] | the write log: record bytes, the pool of segments, the scan after a crash |
+//! | [`applied`] | which requests of an attachment are applied (P3) |
+//! | [`range_lock`] | who may touch which clusters now, first come first served |
+//! | [`plan`] | how an unaligned request becomes whole clusters |
+//! | [`overlay`] | what is accepted but not in the page map yet |
+//! | [`volume`] | one vDisk: LSNs, units, commits |
+//! | [`sco`], [`tlog`] | bytes of an object: clusters with their checksums, and the list of what changed |
+//! | [`page`], [`map`] | the page map: packed locations, and what a TLog changes |
+//! | [`recover`] | log ∪ backend → the writes that count (P10, L7) |
+//! | [`quota`] | who must wait, and how long, when log or memory run short (P9) |
+//!
+//! Nothing here knows a clock, a socket, a file or chance.
+
+pub mod applied;
+pub mod log;
+pub mod map;
+pub mod overlay;
+pub mod page;
+pub mod plan;
+pub mod quota;
+pub mod range_lock;
+pub mod recover;
+pub mod sco;
+pub mod tlog;
+pub mod volume;
+
+/// CRC-32C, the checksum of every format here.
+#[must_use]
+pub fn crc32c(bytes: &[u8]) -> u32 {
+    crc_fast::crc32_iscsi(bytes)
+}
+
+/// Bytes of a cluster as a length.
+pub const CLUSTER: usize = 4096;
+const _: () = assert!(CLUSTER as u64 == model::CLUSTER_SIZE);
