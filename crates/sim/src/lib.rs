@@ -1,1 +1,34 @@
-//! The simulated world: seeded scheduler, faulty network, disks, clocks, trace.
+//! The simulated world: seeded chance, virtual time, a faulty network, faulty disks, a trace with a digest.
+//!
+//! A pure core says what it wants done (send this, write that, wake me then). A test joins cores by carrying those
+//! wishes out in this world instead of the real one, and so sees in seconds the years of bad luck that a cluster meets.
+//! Nothing here knows Holdfast: nodes are numbers, messages and timers are any type, disks hold bytes.
+//!
+//! | module | is |
+//! | --- | --- |
+//! | [`random`] | the one source of chance, forked into independent streams |
+//! | [`queue`] | virtual time and what will happen, in one order |
+//! | [`network`] | delay, loss, duplication, reordering, partitions |
+//! | [`world`] | queue and network joined: messages and timers of nodes that crash and come back |
+//! | [`disk`] | sectors, syncs, power cuts, rot, lies, fullness |
+//! | [`trace`] | what happened, as a digest and the last lines |
+//! | [`seeds`] | runs a simulation over many seeds and names the one that failed |
+//!
+//! Invariant: the same seed gives the same life. No clock, no address, no hash order decides anything.
+
+pub mod disk;
+pub mod faults;
+pub mod network;
+pub mod queue;
+pub mod random;
+pub mod seeds;
+pub mod trace;
+pub mod world;
+
+pub use disk::{Disk, DiskError, DiskFaults, SECTOR};
+pub use faults::FaultCounts;
+pub use network::{Link, Network, NodeId, Order};
+pub use queue::Queue;
+pub use random::{Chance, Random};
+pub use trace::Trace;
+pub use world::{Happening, World};
