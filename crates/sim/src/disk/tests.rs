@@ -6,7 +6,8 @@ use proptest::prelude::*;
 
 use super::*;
 
-const SIZE: u64 = 16 * SECTOR as u64;
+const LEN: usize = 16 * SECTOR;
+const SIZE: u64 = LEN as u64;
 
 fn disk(seed: u64) -> Disk {
     Disk::new(Random::new(seed), SIZE)
@@ -107,11 +108,11 @@ fn lost_and_misdirected_writes_are_confirmed_all_the_same() {
     let mut disk = disk(1);
     disk.faults.lost_write = Chance::ALWAYS;
     disk.write(0, &[1; SECTOR]).unwrap();
-    assert_eq!(disk.read(0, SIZE as usize), Ok(vec![0; SIZE as usize]));
+    assert_eq!(disk.read(0, LEN), Ok(vec![0; LEN]));
     disk.faults.lost_write = Chance::NEVER;
     disk.faults.misdirected_write = Chance::ALWAYS;
     disk.write(0, &[1; 8]).unwrap();
-    let held = disk.read(0, SIZE as usize).unwrap();
+    let held = disk.read(0, LEN).unwrap();
     assert_eq!(held.iter().filter(|byte| **byte == 1).count(), 8);
 }
 
@@ -156,13 +157,14 @@ proptest! {
     #[test]
     fn synced_bytes_survive_and_others_are_one_of_their_versions(seed: u64, steps in steps()) {
         let mut disk = disk(seed);
-        let mut versions: Vec<Vec<u8>> = vec![vec![0]; SIZE as usize];
+        let mut versions: Vec<Vec<u8>> = vec![vec![0]; LEN];
         for step in steps {
             match step {
                 Step::Write { offset, len, value } => {
                     disk.write(offset, &vec![value; len]).unwrap();
-                    for at in offset as usize..offset as usize + len {
-                        versions[at].push(value);
+                    let start = usize::try_from(offset).unwrap();
+                    for known in &mut versions[start..start + len] {
+                        known.push(value);
                     }
                 }
                 Step::Sync => {
@@ -173,14 +175,14 @@ proptest! {
                 }
                 Step::PowerCut => {
                     disk.power_cut();
-                    let bytes = disk.read(0, SIZE as usize).unwrap();
+                    let bytes = disk.read(0, LEN).unwrap();
                     for (known, byte) in versions.iter_mut().zip(bytes) {
                         prop_assert!(known.contains(&byte));
                         *known = vec![byte];
                     }
                 }
             }
-            let bytes = disk.read(0, SIZE as usize).unwrap();
+            let bytes = disk.read(0, LEN).unwrap();
             prop_assert!(versions.iter().zip(&bytes).all(|(known, byte)| known.last() == Some(byte)));
         }
     }
@@ -198,7 +200,7 @@ proptest! {
                     Step::PowerCut => disk.power_cut(),
                 }
             }
-            disk.read(0, SIZE as usize).unwrap()
+            disk.read(0, LEN).unwrap()
         };
         prop_assert_eq!(live(), live());
     }
