@@ -1,1 +1,18 @@
-//! The real world: sockets, TLS, files, clock, configuration, logging, shutdown.
+//! The real world: sockets, TLS, clock, configuration, logging, shutdown. Cores know none of this.
+//!
+//! Module map: [`endpoint`] where to connect · [`peer`] who we are · [`tls`] certificates and the cluster's CA ·
+//! [`net`] listeners and connections · [`rpc`] requests and answers over frames · [`config`] files to values ·
+//! [`clock`], [`random`], [`shutdown`], [`logging`], [`dirlock`], [`status`] one small thing each.
+
+pub mod clock;
+pub mod config;
+pub mod dirlock;
+pub mod endpoint;
+pub mod logging;
+pub mod net;
+pub mod peer;
+pub mod random;
+pub mod rpc;
+pub mod shutdown;
+pub mod status;
+pub mod tls;

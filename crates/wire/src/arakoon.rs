@@ -29,6 +29,8 @@ pub mod code {
     pub const TOO_LARGE: u16 = PROTOCOL_BASE + 3;
     /// Class Retry: no majority, or leadership was lost; the outcome is unknown, ask again with the same request id.
     pub const NO_MAJORITY: u16 = PROTOCOL_BASE + 4;
+    /// Class Refuse: `Add` to a value that isn't a counter, or past its range.
+    pub const BAD_COUNTER: u16 = PROTOCOL_BASE + 5;
 }
 
 pub const KEY_MAX: usize = 1024;
@@ -181,7 +183,7 @@ message! {
     /// (client, request) makes a repeated transaction run once.
     pub struct Transaction {
         pub client: ClientId,
-        /// From 1, growing by one per transaction of this client.
+        /// From 1, growing by one per transaction of this client. 0 opens a session, see [`session_id`].
         pub request: u64,
         /// The client has the answers to all requests below this; they may be forgotten.
         pub answered_below: u64,
@@ -271,6 +273,13 @@ message! {
     pub struct RaftBatch {
         pub messages: Vec<RaftMessage>,
     }
+}
+
+/// The session that a transaction with request 0 opens: `opener` is the id it was sent with, `revision` where it was
+/// committed. The log index makes it unique for ever, so a forgotten session can't be born again and rerun (P28).
+#[must_use]
+pub const fn session_id(opener: ClientId, revision: Revision) -> ClientId {
+    ClientId(((revision.0 as u128) << 64) | (opener.0 & u64::MAX as u128))
 }
 
 /// First key that doesn't start with `prefix`; `None` when there is none.

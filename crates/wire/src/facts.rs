@@ -4,7 +4,10 @@
 
 use crate::{Decode, DecodeError, Encode, Reader, message, tag};
 use bytes::Bytes;
-use model::{AttachmentGeneration, EdgeId, Epoch, Incarnation, NamespaceId, ObjectId, OsdId, RouterId, VdiskId};
+use model::{
+    AttachmentGeneration, EdgeId, Epoch, Incarnation, NamespaceId, ObjectId, OsdId, RouterId,
+    VdiskId,
+};
 
 /// Version that is written; the only one so far.
 const RECORD_V1: u8 = 1;
@@ -24,7 +27,9 @@ pub trait Record: Encode + Decode {
         let mut reader = Reader::new(bytes);
         match u8::decode(&mut reader)? {
             RECORD_V1 => {}
-            version => return Err(DecodeError::Illegal { what: "record version", value: version.into() }),
+            version => {
+                return Err(DecodeError::Illegal { what: "record version", value: version.into() });
+            }
         }
         let value = Self::decode(&mut reader)?;
         match reader.remaining() {

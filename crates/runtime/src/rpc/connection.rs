@@ -1,0 +1,216 @@
+//! Frames in and out of a byte stream, and the hello that opens it.
+
+use crate::net::{BoxRead, BoxWrite, Stream};
+use crate::peer::{Identity, Peer};
+use bytes::{Buf, Bytes, BytesMut};
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::mpsc;
+use wire::common::VERSION;
+use wire::frame::{Frame, HEADER_LEN};
+use wire::{Decode, Encode, FrameError, FrameHeader, FrameKind, Hello, Role};
+
+/// What a reader asks the kernel for at once.
+const READ_CHUNK: usize = 128 << 10;
+/// Frames that one vectored write takes along.
+const WRITE_BATCH: usize = 64;
+/// A peer that takes nothing for this long is gone (L8).
+const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConnectionError {
+    #[error("closed by the peer")]
+    Closed,
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error("{0}")]
+    Hello(String),
+}
+
+/// A frame on its way out: header and body in one piece, then the payload's pieces.
+#[derive(Debug)]
+pub(crate) struct OutFrame {
+    head: Bytes,
+    payload: Vec<Bytes>,
+}
+
+/// What a frame is about; see the table in `wire::frame`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FrameMeta {
+    pub kind: FrameKind,
+    pub method: u16,
+    pub request: u64,
+    pub deadline_ms: u32,
+}
+
+impl FrameMeta {
+    pub(crate) const fn plain(kind: FrameKind, request: u64) -> Self {
+        Self { kind, method: 0, request, deadline_ms: 0 }
+    }
+}
+
+/// A message longer than a frame may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TooLong(pub usize);
+
+impl OutFrame {
+    pub(crate) fn new<T: Encode + ?Sized>(
+        meta: FrameMeta,
+        body: &T,
+        payload: Vec<Bytes>,
+    ) -> Result<Self, TooLong> {
+        let mut head = Vec::with_capacity(HEADER_LEN + 96);
+        head.resize(HEADER_LEN, 0);
+        body.encode(&mut head);
+        let body_len = head.len() - HEADER_LEN;
+        let payload_len = payload.iter().map(Bytes::len).sum::<usize>();
+        let fits = |len: usize, max: u32| len <= model::usize_of(max.into());
+        if !fits(body_len, wire::frame::BODY_MAX) || !fits(payload_len, wire::frame::PAYLOAD_MAX) {
+            return Err(TooLong(body_len.max(payload_len)));
+        }
+        let FrameMeta { kind, method, request, deadline_ms } = meta;
+        let header =
+            FrameHeader::new(kind, method, request, deadline_ms, &head[HEADER_LEN..], payload_len);
+        head[..HEADER_LEN].copy_from_slice(&header.encode());
+        Ok(Self { head: head.into(), payload })
+    }
+
+    pub(crate) fn empty(kind: FrameKind, request: u64) -> Self {
+        Self::new(FrameMeta::plain(kind, request), &(), Vec::new()).expect("an empty body fits")
+    }
+}
+
+/// Takes frames out of a stream; payloads share the read buffer.
+pub(crate) struct FrameReader {
+    io: BoxRead,
+    buffer: BytesMut,
+}
+
+impl FrameReader {
+    pub(crate) fn new(io: BoxRead) -> Self {
+        Self { io, buffer: BytesMut::new() }
+    }
+
+    /// The next frame, verified. Cancel-safe: bytes read so far stay in the buffer.
+    pub(crate) async fn next(&mut self) -> Result<Frame, ConnectionError> {
+        self.fill(HEADER_LEN).await?;
+        let header = FrameHeader::decode(self.buffer[..HEADER_LEN].try_into().expect("filled"))?;
+        self.fill(HEADER_LEN + header.rest_len()).await?;
+        self.buffer.advance(HEADER_LEN);
+        let mut rest = self.buffer.split_to(header.rest_len()).freeze();
+        let body = rest.split_to(model::usize_of(header.body_len.into()));
+        header.verify(&body)?;
+        Ok(Frame { header, body, payload: rest })
+    }
+
+    async fn fill(&mut self, want: usize) -> Result<(), ConnectionError> {
+        while self.buffer.len() < want {
+            self.buffer.reserve((want - self.buffer.len()).max(READ_CHUNK));
+            if self.io.read_buf(&mut self.buffer).await? == 0 {
+                return Err(ConnectionError::Closed);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Sends what comes through the queue until it is closed and empty, or the stream breaks.
+pub(crate) async fn write_frames(
+    mut io: BoxWrite,
+    mut queue: mpsc::Receiver<OutFrame>,
+) -> io::Result<()> {
+    let mut batch = Vec::with_capacity(WRITE_BATCH);
+    let mut pieces: VecDeque<Bytes> = VecDeque::new();
+    while queue.recv_many(&mut batch, WRITE_BATCH).await > 0 {
+        for frame in batch.drain(..) {
+            pieces.push_back(frame.head);
+            pieces.extend(frame.payload.into_iter().filter(|piece| !piece.is_empty()));
+        }
+        tokio::time::timeout(WRITE_TIMEOUT, write_pieces(&mut io, &mut pieces))
+            .await
+            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    }
+    io.shutdown().await
+}
+
+async fn write_pieces(io: &mut BoxWrite, pieces: &mut VecDeque<Bytes>) -> io::Result<()> {
+    while !pieces.is_empty() {
+        let mut slices = [IoSlice::new(&[]); WRITE_BATCH];
+        let count = pieces.len().min(WRITE_BATCH);
+        for (slice, piece) in slices.iter_mut().zip(pieces.iter()) {
+            *slice = IoSlice::new(piece);
+        }
+        let mut written = io.write_vectored(&slices[..count]).await?;
+        if written == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        while let Some(front) = pieces.front_mut() {
+            if written < front.len() {
+                front.advance(written);
+                break;
+            }
+            written -= front.len();
+            pieces.pop_front();
+        }
+    }
+    io.flush().await
+}
+
+/// Exchanges hellos. Both sides send first and read then, so neither waits for the other.
+pub(crate) async fn greet(
+    stream: Stream,
+    me: &Identity,
+) -> Result<(FrameReader, BoxWrite, Peer), ConnectionError> {
+    let Stream { read, mut write, proven, .. } = stream;
+    let mut reader = FrameReader::new(read);
+    let hello = OutFrame::new(FrameMeta::plain(FrameKind::Hello, 0), &me.hello(), Vec::new())
+        .map_err(|_| ConnectionError::Hello("our own hello is too long".into()))?;
+    write_pieces(&mut write, &mut VecDeque::from([hello.head])).await?;
+    let frame = reader.next().await?;
+    if frame.header.kind != FrameKind::Hello {
+        return Err(ConnectionError::Hello("the peer didn't begin with a hello".into()));
+    }
+    let mut body = wire::Reader::new(frame.body);
+    let theirs = Hello::decode(&mut body).map_err(|error| {
+        ConnectionError::Hello(format!("the peer's hello can't be read: {error}"))
+    })?;
+    check_hello(&theirs, me, proven.as_deref())?;
+    let peer = Peer {
+        role: theirs.role,
+        name: theirs.name,
+        incarnation: theirs.incarnation,
+        proven: proven.is_some(),
+    };
+    Ok((reader, write, peer))
+}
+
+fn check_hello(
+    theirs: &Hello,
+    me: &Identity,
+    proven: Option<&[Role]>,
+) -> Result<(), ConnectionError> {
+    let Hello { version_min, version_max, role, name, cluster, .. } = theirs;
+    if *version_min > VERSION || *version_max < VERSION {
+        return Err(ConnectionError::Hello(format!(
+            "{name} speaks protocol versions {version_min} to {version_max}, we speak {VERSION}: upgrade the older one"
+        )));
+    }
+    if !cluster.is_empty() && !me.cluster.is_empty() && *cluster != me.cluster {
+        return Err(ConnectionError::Hello(format!(
+            "{name} belongs to cluster {cluster}, we to {}",
+            me.cluster
+        )));
+    }
+    if let Some(proven) = proven
+        && !proven.contains(role)
+    {
+        return Err(ConnectionError::Hello(format!(
+            "{name} says it is a {role}, its certificate doesn't"
+        )));
+    }
+    Ok(())
+}

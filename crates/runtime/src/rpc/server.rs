@@ -1,0 +1,284 @@
+//! The serving side: accept, greet, read requests within bounds, let the service answer.
+
+use super::connection::{FrameMeta, FrameReader, OutFrame, TooLong, greet, write_frames};
+use crate::net::{Accepted, HANDSHAKE_TIMEOUT, Listener};
+use crate::peer::{Identity, Peer};
+use crate::shutdown::Shutdown;
+use bytes::Bytes;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use wire::error::code;
+use wire::frame::Frame;
+use wire::{Decode, Encode, ErrorClass, FrameKind, Role, WireError};
+
+/// Payload bytes are counted in units of this.
+const PAYLOAD_UNIT: usize = 4096;
+/// A client pings at least every 30 s; one that is silent for longer than this is gone.
+const SILENCE_MAX: Duration = Duration::from_secs(120);
+
+/// Who may call, and how much at once.
+#[derive(Debug, Clone)]
+pub struct ServerOptions {
+    pub allowed: Vec<Role>,
+    pub connections_max: usize,
+    /// Requests of one connection under way; further ones wait in the socket.
+    pub requests_max: usize,
+    /// Payload bytes of requests of one connection under way; a single larger one is let in alone.
+    pub payload_bytes_max: usize,
+}
+
+impl ServerOptions {
+    #[must_use]
+    pub fn allowing(allowed: &[Role]) -> Self {
+        Self {
+            allowed: allowed.to_vec(),
+            connections_max: 1024,
+            requests_max: 2048,
+            payload_bytes_max: 96 << 20,
+        }
+    }
+}
+
+/// Answers requests.
+pub trait Service: Send + Sync + 'static {
+    /// Must not block: answer at once or hand the responder on.
+    fn call(&self, request: Request, responder: Responder);
+
+    /// A connection of this peer was opened or lost; for services that keep state per peer.
+    fn peer_gone(&self, _peer: &Arc<Peer>) {}
+}
+
+/// A request as it arrived.
+#[derive(Debug)]
+pub struct Request {
+    pub method: u16,
+    pub body: Bytes,
+    pub payload: Bytes,
+    /// When the caller stops waiting.
+    pub deadline: Option<Instant>,
+    pub peer: Arc<Peer>,
+}
+
+impl Request {
+    /// # Errors
+    /// `BAD_MESSAGE` when the body isn't a `T`.
+    pub fn decode<T: Decode>(&self) -> Result<T, WireError> {
+        wire::decode_all(self.body.clone()).map_err(|error| {
+            WireError::refuse(code::BAD_MESSAGE, format!("method {}: {error}", self.method))
+        })
+    }
+
+    #[must_use]
+    pub fn unknown_method(&self) -> WireError {
+        WireError::refuse(code::UNKNOWN_METHOD, format!("method {} isn't known here", self.method))
+    }
+}
+
+/// Answers one request, once. Dropped without an answer, the caller is told to try again.
+#[derive(Debug)]
+pub struct Responder {
+    request: u64,
+    queue: mpsc::Sender<OutFrame>,
+    answered: bool,
+    _permits: Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)>,
+}
+
+impl Responder {
+    pub fn reply<T: Encode + ?Sized>(self, body: &T, payload: Bytes) {
+        self.reply_parts(body, vec![payload]);
+    }
+
+    /// The payload in pieces, sent one after the other without being joined.
+    pub fn reply_parts<T: Encode + ?Sized>(mut self, body: &T, payload: Vec<Bytes>) {
+        match OutFrame::new(FrameMeta::plain(FrameKind::Response, self.request), body, payload) {
+            Ok(frame) => self.send(frame),
+            Err(TooLong(len)) => {
+                let message = format!("the answer of {len} bytes is longer than a frame");
+                self.send_failure(&WireError::refuse(code::BAD_MESSAGE, message));
+            }
+        }
+    }
+
+    pub fn fail(mut self, error: WireError) {
+        self.send_failure(&error);
+    }
+
+    /// `reply` without payload, or `fail`.
+    pub fn finish<T: Encode>(self, result: Result<T, WireError>) {
+        match result {
+            Ok(body) => self.reply(&body, Bytes::new()),
+            Err(error) => self.fail(error),
+        }
+    }
+
+    fn send_failure(&mut self, error: &WireError) {
+        let meta = FrameMeta::plain(FrameKind::Failure, self.request);
+        let frame = OutFrame::new(meta, error, Vec::new()).unwrap_or_else(|_| {
+            let short =
+                WireError::new(error.class, error.code, "the error text is longer than a frame");
+            OutFrame::new(meta, &short, Vec::new()).expect("a short error fits")
+        });
+        self.send(frame);
+    }
+
+    fn send(&mut self, frame: OutFrame) {
+        self.answered = true;
+        // The queue has room for every request under way; it can only be closed, and then nobody waits.
+        let _ = self.queue.try_send(frame);
+    }
+}
+
+impl Drop for Responder {
+    fn drop(&mut self) {
+        if !self.answered {
+            let error =
+                WireError::new(ErrorClass::Retry, code::BUSY, "the request was dropped; try again");
+            self.send_failure(&error);
+        }
+    }
+}
+
+/// Serves until shutdown. Requests under way may still answer for a moment.
+pub async fn serve(
+    listener: Listener,
+    identity: Arc<Identity>,
+    service: Arc<dyn Service>,
+    options: ServerOptions,
+    shutdown: Shutdown,
+) {
+    let options = Arc::new(options);
+    let mut connections = JoinSet::new();
+    loop {
+        let accepted = tokio::select! {
+            () = shutdown.wait() => break,
+            Some(_) = connections.join_next() => continue,
+            accepted = listener.accept(), if connections.len() < options.connections_max => accepted,
+        };
+        match accepted {
+            Ok(accepted) => {
+                let context = Context {
+                    identity: Arc::clone(&identity),
+                    service: Arc::clone(&service),
+                    options: Arc::clone(&options),
+                };
+                connections.spawn(context.run(accepted));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "can't accept a connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+    drop(listener);
+    // Answers already queued get a moment to leave.
+    let _ = tokio::time::timeout(Duration::from_millis(200), async {
+        while connections.join_next().await.is_some() {}
+    })
+    .await;
+}
+
+struct Context {
+    identity: Arc<Identity>,
+    service: Arc<dyn Service>,
+    options: Arc<ServerOptions>,
+}
+
+impl Context {
+    async fn run(self, accepted: Accepted) {
+        let stream = match accepted.establish().await {
+            Ok(stream) => stream,
+            Err(error) => {
+                tracing::info!(%error, "a connection failed its TLS handshake");
+                return;
+            }
+        };
+        let remote = stream.remote.clone();
+        let (reader, write, peer) =
+            match tokio::time::timeout(HANDSHAKE_TIMEOUT, greet(stream, &self.identity)).await {
+                Ok(Ok(parts)) => parts,
+                Ok(Err(error)) => {
+                    tracing::info!(%remote, %error, "a connection was refused");
+                    return;
+                }
+                Err(_) => {
+                    tracing::info!(%remote, "a connection sent no hello in time");
+                    return;
+                }
+            };
+        let peer = Arc::new(peer);
+        let (queue, outgoing) = mpsc::channel(self.options.requests_max + 16);
+        let mut writer = JoinSet::new(); // Ends its task when this one is ended.
+        writer.spawn(write_frames(write, outgoing));
+        tokio::select! {
+            () = self.read(reader, &peer, queue) => {
+                // The responders still hold the queue; the writer ends when the last one is gone.
+                let _ = tokio::time::timeout(SILENCE_MAX, writer.join_next()).await;
+            }
+            _ = writer.join_next() => {}
+        }
+        self.service.peer_gone(&peer);
+    }
+
+    async fn read(&self, mut reader: FrameReader, peer: &Arc<Peer>, queue: mpsc::Sender<OutFrame>) {
+        let requests = Arc::new(Semaphore::new(self.options.requests_max));
+        let units = self.options.payload_bytes_max.div_ceil(PAYLOAD_UNIT);
+        let payloads = Arc::new(Semaphore::new(units));
+        loop {
+            let frame = match tokio::time::timeout(SILENCE_MAX, reader.next()).await {
+                Ok(Ok(frame)) => frame,
+                Ok(Err(super::connection::ConnectionError::Closed)) => return,
+                Ok(Err(error)) => {
+                    tracing::info!(peer = %peer.name, %error, "connection lost");
+                    return;
+                }
+                Err(_) => return,
+            };
+            match frame.header.kind {
+                FrameKind::Ping => {
+                    let _ = queue.try_send(OutFrame::empty(FrameKind::Pong, frame.header.request));
+                    continue;
+                }
+                FrameKind::Request => {}
+                FrameKind::Hello
+                | FrameKind::Response
+                | FrameKind::Failure
+                | FrameKind::Pong
+                | FrameKind::Notice => {
+                    tracing::info!(peer = %peer.name, kind = ?frame.header.kind, "unexpected frame, closing");
+                    return;
+                }
+            }
+            let cost = model::u32_of(frame.payload.len().div_ceil(PAYLOAD_UNIT).min(units));
+            let Ok(request_permit) = Arc::clone(&requests).acquire_owned().await else { return };
+            let Ok(payload_permit) = Arc::clone(&payloads).acquire_many_owned(cost).await else {
+                return;
+            };
+            let responder = Responder {
+                request: frame.header.request,
+                queue: queue.clone(),
+                answered: false,
+                _permits: Some((request_permit, payload_permit)),
+            };
+            self.dispatch(frame, peer, responder);
+        }
+    }
+
+    fn dispatch(&self, frame: Frame, peer: &Arc<Peer>, responder: Responder) {
+        if !self.options.allowed.contains(&peer.role) {
+            let message = format!("a {} may not call a {}", peer.role, self.identity.role);
+            responder.fail(WireError::refuse(code::FORBIDDEN, message));
+            return;
+        }
+        let deadline = match frame.header.deadline_ms {
+            0 => None,
+            ms => Some(Instant::now() + Duration::from_millis(ms.into())),
+        };
+        let Frame { header, body, payload } = frame;
+        let request =
+            Request { method: header.method, body, payload, deadline, peer: Arc::clone(peer) };
+        self.service.call(request, responder);
+    }
+}
