@@ -30,9 +30,10 @@ pub enum NetError {
 }
 
 fn in_use_hint(cause: &io::Error) -> &'static str {
-    match cause.kind() {
-        io::ErrorKind::AddrInUse => "; another process has it: stop that or choose another address",
-        _ => "",
+    if cause.kind() == io::ErrorKind::AddrInUse {
+        "; another process has it: stop that or choose another address"
+    } else {
+        ""
     }
 }
 

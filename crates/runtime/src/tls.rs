@@ -99,11 +99,9 @@ pub(crate) fn roles_of(certificate: &CertificateDer<'_>) -> Vec<Role> {
         return Vec::new();
     };
     let Ok(Some(names)) = parsed.subject_alternative_name() else { return Vec::new() };
-    let role = |name: &x509_parser::extensions::GeneralName<'_>| match name {
-        x509_parser::extensions::GeneralName::DNSName(text) => {
-            text.strip_suffix(ROLE_SUFFIX).and_then(Role::from_name)
-        }
-        _ => None,
+    let role = |name: &x509_parser::extensions::GeneralName<'_>| {
+        let x509_parser::extensions::GeneralName::DNSName(text) = name else { return None };
+        text.strip_suffix(ROLE_SUFFIX).and_then(Role::from_name)
     };
     names.value.general_names.iter().filter_map(role).collect()
 }

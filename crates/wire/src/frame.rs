@@ -34,6 +34,23 @@ pub enum FrameKind {
     Notice,
 }
 
+/// What a frame is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FrameMeta {
+    pub kind: FrameKind,
+    pub method: u16,
+    pub request: u64,
+    pub deadline_ms: u32,
+}
+
+impl FrameMeta {
+    /// For kinds that carry no method and no deadline.
+    #[must_use]
+    pub const fn plain(kind: FrameKind, request: u64) -> Self {
+        Self { kind, method: 0, request, deadline_ms: 0 }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrameHeader {
     pub kind: FrameKind,
@@ -64,14 +81,8 @@ impl FrameHeader {
     /// # Panics
     /// When a length is over its limit; callers check messages from outside before they get here.
     #[must_use]
-    pub fn new(
-        kind: FrameKind,
-        method: u16,
-        request: u64,
-        deadline_ms: u32,
-        body: &[u8],
-        payload_len: usize,
-    ) -> Self {
+    pub fn new(meta: FrameMeta, body: &[u8], payload_len: usize) -> Self {
+        let FrameMeta { kind, method, request, deadline_ms } = meta;
         let body_len = model::u32_of(body.len());
         let payload_len = model::u32_of(payload_len);
         assert!(body_len <= BODY_MAX && payload_len <= PAYLOAD_MAX, "frame over its limit");
@@ -180,7 +191,11 @@ mod tests {
 
     #[test]
     fn header_v1_is_frozen() {
-        let header = FrameHeader::new(FrameKind::Request, 0x0102, 3, 4, b"body", 5);
+        let header = FrameHeader::new(
+            FrameMeta { kind: FrameKind::Request, method: 0x0102, request: 3, deadline_ms: 4 },
+            b"body",
+            5,
+        );
         let bytes = header.encode();
         assert_eq!(
             &bytes[..28],
@@ -195,7 +210,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_flipped_bit_of_a_header_is_seen(bit in 0usize..256, body: Vec<u8>) {
-            let header = FrameHeader::new(FrameKind::Response, 7, 99, 0, &body, 0);
+            let header = FrameHeader::new(FrameMeta { kind: FrameKind::Response, method: 7, request: 99, deadline_ms: 0 }, &body, 0);
             let mut bytes = header.encode();
             bytes[bit / 8] ^= 1 << (bit % 8);
             // A flip in a length makes a reader take other bytes as the body; with the true body it must fail too.

@@ -16,4 +16,4 @@ pub mod router;
 pub use bytes_codec::{Decode, DecodeError, Encode, Reader, decode_all, encode_to_bytes};
 pub use common::{Hello, Role};
 pub use error::{ErrorClass, WireError};
-pub use frame::{FrameError, FrameHeader, FrameKind};
+pub use frame::{FrameError, FrameHeader, FrameKind, FrameMeta};

@@ -1,7 +1,7 @@
 //! The calling side. A [`Connection`] is one socket with many calls under way; a [`Client`] makes one when needed and
 //! a new one after it broke, never hiding that a call failed: whether to try again is the caller's to know.
 
-use super::connection::{ConnectionError, FrameMeta, FrameReader, OutFrame, greet, write_frames};
+use super::connection::{ConnectionError, FrameReader, OutFrame, greet, write_frames};
 use crate::endpoint::Endpoint;
 use crate::net::connect;
 use crate::peer::{Identity, Peer};
@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 use wire::frame::Frame;
-use wire::{Decode, Encode, ErrorClass, FrameKind, Role, WireError};
+use wire::{Decode, Encode, ErrorClass, FrameKind, FrameMeta, Role, WireError};
 
 /// How patient a client is.
 #[derive(Debug, Clone)]
@@ -198,14 +198,8 @@ impl Connection {
             next_request: AtomicU64::new(1),
             closed: watch::Sender::new(false),
         });
-        tokio::spawn(run(
-            Arc::clone(&shared),
-            reader,
-            queue.downgrade(),
-            options.clone(),
-            write,
-            outgoing,
-        ));
+        let writer = tokio::spawn(write_frames(write, outgoing));
+        tokio::spawn(run(Arc::clone(&shared), reader, writer, queue.downgrade(), options.clone()));
         Ok(Self { shared, queue, peer: Arc::new(peer) })
     }
 
@@ -299,12 +293,10 @@ impl Connection {
 async fn run(
     shared: Arc<Shared>,
     mut reader: FrameReader,
+    mut writer: tokio::task::JoinHandle<std::io::Result<()>>,
     queue: mpsc::WeakSender<OutFrame>,
     options: ClientOptions,
-    write: crate::net::BoxWrite,
-    outgoing: mpsc::Receiver<OutFrame>,
 ) {
-    let mut writer = tokio::spawn(write_frames(write, outgoing));
     let mut heard = Instant::now();
     let mut pinged = heard;
     let mut tick = tokio::time::interval(options.ping_after);
@@ -418,7 +410,10 @@ impl Client {
                 let retry_at = Instant::now() + crate::random::jitter(backoff);
                 let problem = match &error {
                     CallError::Unreachable { problem, .. } => problem.clone(),
-                    other => other.to_string(),
+                    CallError::Closed { .. }
+                    | CallError::Timeout { .. }
+                    | CallError::Refused(_)
+                    | CallError::Protocol { .. } => error.to_string(),
                 };
                 *link = Link::Down { retry_at, backoff, problem };
                 Err(error)

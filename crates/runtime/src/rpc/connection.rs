@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use wire::common::VERSION;
 use wire::frame::{Frame, HEADER_LEN};
-use wire::{Decode, Encode, FrameError, FrameHeader, FrameKind, Hello, Role};
+use wire::{Decode, Encode, FrameError, FrameHeader, FrameKind, FrameMeta, Hello, Role};
 
 /// What a reader asks the kernel for at once.
 const READ_CHUNK: usize = 128 << 10;
@@ -38,21 +38,6 @@ pub(crate) struct OutFrame {
     payload: Vec<Bytes>,
 }
 
-/// What a frame is about; see the table in `wire::frame`.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct FrameMeta {
-    pub kind: FrameKind,
-    pub method: u16,
-    pub request: u64,
-    pub deadline_ms: u32,
-}
-
-impl FrameMeta {
-    pub(crate) const fn plain(kind: FrameKind, request: u64) -> Self {
-        Self { kind, method: 0, request, deadline_ms: 0 }
-    }
-}
-
 /// A message longer than a frame may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TooLong(pub usize);
@@ -72,9 +57,7 @@ impl OutFrame {
         if !fits(body_len, wire::frame::BODY_MAX) || !fits(payload_len, wire::frame::PAYLOAD_MAX) {
             return Err(TooLong(body_len.max(payload_len)));
         }
-        let FrameMeta { kind, method, request, deadline_ms } = meta;
-        let header =
-            FrameHeader::new(kind, method, request, deadline_ms, &head[HEADER_LEN..], payload_len);
+        let header = FrameHeader::new(meta, &head[HEADER_LEN..], payload_len);
         head[..HEADER_LEN].copy_from_slice(&header.encode());
         Ok(Self { head: head.into(), payload })
     }

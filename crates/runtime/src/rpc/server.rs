@@ -1,6 +1,6 @@
 //! The serving side: accept, greet, read requests within bounds, let the service answer.
 
-use super::connection::{FrameMeta, FrameReader, OutFrame, TooLong, greet, write_frames};
+use super::connection::{FrameReader, OutFrame, TooLong, greet, write_frames};
 use crate::net::{Accepted, HANDSHAKE_TIMEOUT, Listener};
 use crate::peer::{Identity, Peer};
 use crate::shutdown::Shutdown;
@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use wire::error::code;
 use wire::frame::Frame;
-use wire::{Decode, Encode, ErrorClass, FrameKind, Role, WireError};
+use wire::{Decode, Encode, ErrorClass, FrameKind, FrameMeta, Role, WireError};
 
 /// Payload bytes are counted in units of this.
 const PAYLOAD_UNIT: usize = 4096;
@@ -102,6 +102,7 @@ impl Responder {
         }
     }
 
+    #[expect(clippy::needless_pass_by_value, reason = "callers end with an error in hand")]
     pub fn fail(mut self, error: WireError) {
         self.send_failure(&error);
     }
