@@ -1,1 +1,32 @@
-//! Owns vDisks and log-structures their writes.
+//! The storage router: owns vDisks, gives their writes an order, keeps them in a write log until they are in the backend.
+//!
+//! | module | does |
+//! | --- | --- |
+//! | [`config`] | what someone wrote → what may be believed |
+//! | `server` | wire ⇄ everything below |
+//! | `state` | one vDisk's requests: gate, range lock, apply, answer |
+//! | `router` | the loop around it: append, sync, read ragged clusters |
+//! | `reader` | overlay → page map → frames → bytes |
+//! | `committer` | units → SCOs in the backend → page map → freed log |
+//! | `open` | claim, raise, read head, recover, serve (P10, P18) |
+//! | `attach`, `admin` | attachments; create, delete, resize, show, sync |
+//! | `log_disk`, `map_store`, `frames`, `backend`, `facts` | adapters: log files, RocksDB, frame cache, proxies, arakoon |
+
+mod admin;
+mod attach;
+mod backend;
+mod committer;
+pub mod config;
+mod facts;
+mod frames;
+mod log_disk;
+mod map_store;
+mod open;
+mod reader;
+mod router;
+mod server;
+mod start;
+mod state;
+
+pub use config::{Config, EXAMPLE};
+pub use start::{RunError, run, run_ready};

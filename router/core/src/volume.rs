@@ -410,6 +410,18 @@ impl Volume {
         self.head
     }
 
+    /// The segment that holds the oldest record still needed.
+    #[must_use]
+    pub fn oldest_lap(&self) -> Option<Lap> {
+        self.pending.iter().map(|pending| pending.placement.lap).min()
+    }
+
+    /// Every log record still needed: (segment, bytes).
+    #[must_use]
+    pub fn placements(&self) -> Vec<(Lap, u64)> {
+        self.pending.iter().map(|pending| (pending.placement.lap, pending.placement.bytes)).collect()
+    }
+
     /// Records of this vDisk in segment `lap`, to be copied forward: (LSN, record).
     #[must_use]
     pub fn records_in(&self, lap: Lap) -> Vec<(Lsn, Entry)> {

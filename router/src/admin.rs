@@ -1,0 +1,484 @@
+//! Creating, deleting, resizing, showing and syncing vDisks, and finding the router that owns one.
+//!
+//! Each operation is ordered so that a crash in the middle leaves nothing usable half made: a vDisk exists once its name and
+//! record do (after its namespace), and is gone once they are (after its objects).
+
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use model::{ByteRange, CLUSTER_SIZE, Epoch, Lsn, VdiskId};
+use runtime::clock::boot_now;
+use runtime::random::jitter;
+use wire::facts::{RouterRecord, RouterState, VdiskRecord};
+use wire::proxy::{CreateNamespace, DeleteNamespace, FillHoles, Health, code as proxy_code, method};
+use wire::router::{
+    CreateVdisk, ExtentKind, Location, ResizeVdisk, RouterAddress, SyncDone, VdiskInfo, VdiskNames, code,
+    is_legal_name,
+};
+use wire::{ErrorClass, WireError};
+
+use crate::backend::BackendError;
+use crate::facts::Read;
+use crate::router::Router;
+use crate::state::Slot;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const PAUSE: Duration = Duration::from_millis(300);
+/// Largest vDisk.
+const SIZE_MAX: u64 = 1 << 50;
+/// How long a sync waits when the caller set no deadline.
+const SYNC_PATIENCE: Duration = Duration::from_secs(120);
+/// How often the list of routers is read.
+const ROUTERS_PERIOD: Duration = Duration::from_secs(10);
+
+fn invalid(message: impl Into<String>) -> WireError {
+    WireError::refuse(code::INVALID, message)
+}
+
+fn from_backend(error: &BackendError) -> WireError {
+    match error {
+        BackendError::Refused(inner) => invalid(error_text(inner)),
+        BackendError::Unavailable { .. } => WireError::retry(code::RECOVERING, error.to_string()),
+    }
+}
+
+fn error_text(error: &WireError) -> String {
+    format!("the backend refused: {error}")
+}
+
+fn check_size(size_bytes: u64) -> Result<(), WireError> {
+    if size_bytes == 0 || !size_bytes.is_multiple_of(CLUSTER_SIZE) || SIZE_MAX < size_bytes {
+        let message = format!("{size_bytes} bytes: a vDisk's size is a multiple of 4 KiB, at most 1 PiB");
+        return Err(invalid(message));
+    }
+    Ok(())
+}
+
+impl Router {
+    /// The vDisk of that name, if this router owns it.
+    ///
+    /// # Errors
+    /// `NO_VDISK`, or `NOT_OWNER` with where to go.
+    pub async fn owned_by_name(self: &Arc<Self>, name: &str) -> Result<VdiskId, WireError> {
+        if let Some(vdisk) = self.served_by_name(name) {
+            return Ok(vdisk);
+        }
+        let record = self.record_by_name(name).await?.value;
+        if record.owner != self.id {
+            let location = self.location(&record).await?;
+            let message = format!("vDisk {name} is owned by router {}", location.owner.router);
+            return Err(WireError::new(ErrorClass::Redirect, code::NOT_OWNER, message)
+                .with_detail(wire::encode_to_bytes(&location)));
+        }
+        self.ensure_opening(record.vdisk);
+        Ok(record.vdisk)
+    }
+
+    fn served_by_name(&self, name: &str) -> Option<VdiskId> {
+        let state = self.state();
+        state.volumes.iter().find_map(|(vdisk, slot)| match slot {
+            Slot::Serving(serving) if serving.record.name == name => Some(*vdisk),
+            Slot::Serving(_) | Slot::Opening | Slot::Gap(_) | Slot::Fenced(_) | Slot::Deleting => None,
+        })
+    }
+
+    async fn record_by_name(&self, name: &str) -> Result<Read<VdiskRecord>, WireError> {
+        let found = self.facts.vdisk_by_name(name).await.map_err(|error| error.to_wire())?;
+        found.ok_or_else(|| WireError::refuse(code::NO_VDISK, format!("there is no vDisk `{name}`")))
+    }
+
+    /// Begins to open a vDisk that isn't being opened or served yet.
+    pub fn ensure_opening(self: &Arc<Self>, vdisk: VdiskId) {
+        let mut state = self.state();
+        if state.stopping || state.volumes.contains_key(&vdisk) {
+            return;
+        }
+        state.volumes.insert(vdisk, Slot::Opening);
+        drop(state);
+        tokio::spawn(Arc::clone(self).open_loop(vdisk));
+    }
+
+    async fn location(&self, record: &VdiskRecord) -> Result<Location, WireError> {
+        let owner = if record.owner == self.id {
+            self.me()
+        } else {
+            let found = self.facts.router(record.owner).await.map_err(|error| error.to_wire())?;
+            let addresses = found.map(|router| router.addresses).unwrap_or_default();
+            RouterAddress { router: record.owner, addresses }
+        };
+        Ok(self.location_with(record, record.epoch, owner))
+    }
+
+    fn location_with(&self, record: &VdiskRecord, epoch: Epoch, owner: RouterAddress) -> Location {
+        let (list_version, others) = self.others.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let routers = others.into_iter().chain([self.me()]).filter(|r| r.router != owner.router).collect();
+        Location {
+            vdisk: record.vdisk,
+            size_bytes: record.size_bytes,
+            epoch,
+            owner,
+            routers,
+            list_version,
+            cluster: self.config.cluster.clone(),
+        }
+    }
+
+    /// # Errors
+    /// When there is no such vDisk, or arakoon can't say.
+    pub async fn locate(&self, name: &str) -> Result<Location, WireError> {
+        if let Some(vdisk) = self.served_by_name(name) {
+            let record = self.state().serving(vdisk)?.record.clone();
+            return Ok(self.location_with(&record, record.epoch, self.me()));
+        }
+        let record = self.record_by_name(name).await?.value;
+        self.location(&record).await
+    }
+
+    /// # Errors
+    /// When arakoon can't say.
+    pub async fn list(&self) -> Result<VdiskNames, WireError> {
+        let records = self.facts.vdisks().await.map_err(|error| error.to_wire())?;
+        let names = records.into_iter().map(|read| read.value).filter(|record| !record.deleting);
+        let mut names: Vec<(String, u64)> = names.map(|record| (record.name, record.size_bytes)).collect();
+        names.sort();
+        Ok(VdiskNames { names })
+    }
+
+    /// # Errors
+    /// When the name is taken or illegal, the vPool unknown, or a part can't be reached.
+    pub async fn create(self: &Arc<Self>, create: &CreateVdisk) -> Result<VdiskInfo, WireError> {
+        if !is_legal_name(&create.name) {
+            let message = "a vDisk's name is 1 to 255 printable characters without spaces, quotes, / and @, and begins with neither - nor .";
+            return Err(invalid(message));
+        }
+        check_size(create.size_bytes)?;
+        let exists = || WireError::refuse(code::EXISTS, format!("there is a vDisk `{}` already", create.name));
+        let taken = self.facts.vdisk_id(&create.name).await.map_err(|error| error.to_wire())?;
+        if taken.is_some() {
+            return Err(exists());
+        }
+        let vpool = self.facts.vpool(&create.vpool).await.map_err(|error| error.to_wire())?;
+        let vpool = vpool.ok_or_else(|| invalid(format!("there is no vPool `{}`", create.vpool)))?;
+        let vdisk = VdiskId(runtime::random::u128());
+        let namespace = CreateNamespace { namespace: vdisk.into(), preset: vpool.preset };
+        self.backend
+            .call::<_, ()>(method::CREATE_NAMESPACE, &namespace, Bytes::new(), PATIENCE)
+            .await
+            .map_err(|error| from_backend(&error))?;
+        let record = VdiskRecord {
+            vdisk,
+            name: create.name.clone(),
+            size_bytes: create.size_bytes,
+            vpool: create.vpool.clone(),
+            owner: self.id,
+            epoch: Epoch::ZERO,
+            log_id: 0,
+            deleting: false,
+        };
+        if let Err(error) = self.facts.create_vdisk(&record).await {
+            // The outcome may be unknown: what the name says now decides.
+            let found = self.facts.vdisk_id(&create.name).await.map_err(|error| error.to_wire())?;
+            if found != Some(vdisk) {
+                let delete = DeleteNamespace { namespace: vdisk.into(), epoch: Epoch::ZERO };
+                let _ = self.backend.call::<_, ()>(method::DELETE_NAMESPACE, &delete, Bytes::new(), PATIENCE).await;
+                return Err(if found.is_some() { exists() } else { error.to_wire() });
+            }
+        }
+        tracing::info!(name = record.name, %vdisk, size = record.size_bytes, "vDisk created");
+        self.ensure_opening(vdisk);
+        self.wait_served(vdisk).await?;
+        self.show(vdisk)
+    }
+
+    /// Waits while a vDisk is being opened.
+    async fn wait_served(&self, vdisk: VdiskId) -> Result<(), WireError> {
+        let start = boot_now();
+        loop {
+            let error = match self.state().serving(vdisk) {
+                Ok(_) => return Ok(()),
+                Err(error) => error,
+            };
+            if error.class != ErrorClass::Retry || PATIENCE < boot_now().since(start) {
+                return Err(error);
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// # Errors
+    /// `IN_USE` while an edge is connected; Retry when a part can't be reached (it is resumed).
+    pub async fn delete(self: &Arc<Self>, vdisk: VdiskId) -> Result<(), WireError> {
+        let attached = {
+            let mut state = self.state();
+            match state.serving(vdisk) {
+                Ok(serving) => serving.sessions.values().find(|s| s.connected).map(|s| s.edge_name.clone()),
+                // A vDisk that can't be served may be deleted all the same.
+                Err(error) if error.code == code::GAP => None,
+                Err(error) => return Err(error),
+            }
+        };
+        if let Some(edge) = attached {
+            let message = format!("edge {edge} is attached; detach it first");
+            return Err(WireError::retry(code::IN_USE, message));
+        }
+        let read = self.facts.vdisk(vdisk).await.map_err(|error| error.to_wire())?;
+        let Some(read) = read else { return Ok(()) };
+        if read.value.owner != self.id {
+            return Err(WireError::retry(code::RECOVERING, "the owner changed; try again"));
+        }
+        if !read.value.deleting {
+            let deleting = VdiskRecord { deleting: true, ..read.value.clone() };
+            self.facts.change_vdisk(&read, &deleting).await.map_err(|error| error.to_wire())?;
+        }
+        let gone = WireError::refuse(code::NO_VDISK, "the vDisk was deleted");
+        self.state().stop_serving(vdisk, Some(Slot::Deleting), &gone, true);
+        self.wake_append();
+        self.delete_rest(vdisk).await
+    }
+
+    /// The rest of a deletion, from the flag in the record on. May be repeated.
+    async fn delete_rest(&self, vdisk: VdiskId) -> Result<(), WireError> {
+        let read = self.facts.vdisk(vdisk).await.map_err(|error| error.to_wire())?;
+        if let Some(read) = read {
+            let delete = DeleteNamespace { namespace: vdisk.into(), epoch: read.value.epoch };
+            let deleted = self.backend.call::<_, ()>(method::DELETE_NAMESPACE, &delete, Bytes::new(), PATIENCE).await;
+            match deleted {
+                Ok(_) => {}
+                Err(BackendError::Refused(error)) if error.code == proxy_code::NO_NAMESPACE => {}
+                Err(error) => return Err(from_backend(&error)),
+            }
+            self.facts.remove_vdisk(&read).await.map_err(|error| error.to_wire())?;
+            tracing::info!(name = read.value.name, %vdisk, "vDisk deleted");
+        }
+        let maps = self.maps.clone();
+        let erased = tokio::task::spawn_blocking(move || maps.erase(vdisk)).await;
+        if let Ok(Err(error)) = erased {
+            tracing::warn!(%vdisk, %error, "the page map of a deleted vDisk stays on disk");
+        }
+        let mut state = self.state();
+        state.volumes.remove(&vdisk);
+        for found in state.unclaimed.remove(&vdisk).unwrap_or_default() {
+            state.log.release(found.record.lap, found.record.len() as u64);
+        }
+        Ok(())
+    }
+
+    /// Finishes a deletion that a restart found begun.
+    pub async fn finish_delete(self: Arc<Self>, vdisk: VdiskId) {
+        while let Err(error) = self.delete_rest(vdisk).await {
+            tracing::warn!(%vdisk, %error, "can't finish deleting the vDisk yet");
+            tokio::select! {
+                () = self.stop.wait() => return,
+                () = tokio::time::sleep(jitter(PAUSE * 5)) => {}
+            }
+        }
+    }
+
+    /// # Errors
+    /// When the size is illegal, smaller than what is mapped, or smaller without `force`.
+    pub async fn resize(self: &Arc<Self>, vdisk: VdiskId, resize: &ResizeVdisk) -> Result<VdiskInfo, WireError> {
+        check_size(resize.size_bytes)?;
+        let old = self.state().serving(vdisk)?.core.size_bytes;
+        if resize.size_bytes < old {
+            if !resize.force {
+                return Err(invalid(format!("shrinking from {old} to {} bytes needs --force", resize.size_bytes)));
+            }
+            self.check_unmapped(vdisk, resize.size_bytes, old).await?;
+        }
+        let read = self.facts.vdisk(vdisk).await.map_err(|error| error.to_wire())?;
+        let read = read.ok_or_else(|| WireError::refuse(code::NO_VDISK, "the vDisk was deleted"))?;
+        let epoch = self.state().serving(vdisk)?.core.epoch();
+        if read.value.epoch != epoch {
+            return Err(WireError::retry(code::RECOVERING, "the owner changed; try again"));
+        }
+        let new = VdiskRecord { size_bytes: resize.size_bytes, ..read.value.clone() };
+        let changed = self.facts.change_vdisk(&read, &new).await.map_err(|error| error.to_wire())?;
+        {
+            let mut state = self.state();
+            let serving = state.serving(vdisk)?;
+            serving.core.seal();
+            serving.committer.notify_one();
+            serving.core.size_bytes = resize.size_bytes;
+            serving.record = changed.value;
+        }
+        self.show(vdisk)
+    }
+
+    async fn check_unmapped(&self, vdisk: VdiskId, from: u64, to: u64) -> Result<(), WireError> {
+        let mut at = from;
+        while at < to {
+            let range = ByteRange::new(at, to - at).ok_or_else(|| invalid("sizes overflow"))?;
+            let status = self.block_status(vdisk, range, 64).await?;
+            for extent in status.extents {
+                if extent.kind == ExtentKind::Data {
+                    return Err(invalid(format!("there is data at byte {at}, beyond the new size; trim it first")));
+                }
+                at += extent.len;
+            }
+        }
+        Ok(())
+    }
+
+    /// # Errors
+    /// When the vDisk isn't served here.
+    pub fn show(&self, vdisk: VdiskId) -> Result<VdiskInfo, WireError> {
+        let map = self.maps.state(vdisk).unwrap_or_default();
+        let mut state = self.state();
+        let synced = state.log.synced();
+        let serving = state.serving(vdisk)?;
+        let core = &serving.core;
+        let flushed = if serving.last_end <= synced { core.last_lsn() } else { core.committed_lsn() };
+        let attachments: Vec<String> = serving
+            .attachments
+            .live
+            .iter()
+            .map(|live| {
+                let connected = serving.sessions.get(&live.generation).is_some_and(|s| s.connected);
+                let mode = format!("{:?}", live.mode).to_lowercase();
+                format!(
+                    r#"{{"edge":"{}","name":"{}","generation":{},"mode":"{mode}","connected":{connected}}}"#,
+                    live.edge,
+                    json_text(&live.edge_name),
+                    live.generation
+                )
+            })
+            .collect();
+        let state_name = match (&serving.degraded, serving.awaiting.is_empty()) {
+            (_, false) => "awaiting-replay",
+            (Some(_), true) => "degraded",
+            (None, true) => "serving",
+        };
+        let backend = serving.degraded.as_ref().map_or_else(
+            || r#""ok""#.to_owned(),
+            |reason| format!(r#""degraded","backend_problem":"{}""#, json_text(reason)),
+        );
+        let details_json = format!(
+            concat!(
+                r#"{{"state":"{}","head_lsn":{},"last_lsn":{},"flushed_lsn":{},"committed_lsn":{},"#,
+                r#""pending_bytes":{},"log_pinned_bytes":{},"attachments":[{}],"objects":{},"backend":{},"#,
+                r#""mapped_bytes":{},"map_digest":"{:016x}","units":{}}}"#
+            ),
+            state_name,
+            map.last_lsn,
+            core.last_lsn(),
+            flushed,
+            core.committed_lsn(),
+            core.pending_bytes(),
+            core.log_bytes(),
+            attachments.join(","),
+            serving.objects,
+            backend,
+            map.totals.mapped * CLUSTER_SIZE,
+            map.totals.digest,
+            core.units(),
+        );
+        Ok(VdiskInfo {
+            vdisk,
+            name: serving.record.name.clone(),
+            size_bytes: core.size_bytes,
+            vpool: serving.record.vpool.clone(),
+            owner: self.id,
+            owner_name: self.config.name.clone(),
+            epoch: core.epoch(),
+            details_json,
+        })
+    }
+
+    /// Returns when everything accepted so far is in the backend and no holes are left.
+    ///
+    /// # Errors
+    /// When that doesn't happen within `patience`; the message says what is missing.
+    pub async fn sync(&self, vdisk: VdiskId, patience: Option<Duration>) -> Result<SyncDone, WireError> {
+        let patience = patience.unwrap_or(SYNC_PATIENCE);
+        let start = boot_now();
+        let left = || patience.saturating_sub(boot_now().since(start));
+        let (target, mut committed) = {
+            let mut state = self.state();
+            let serving = state.serving(vdisk)?;
+            serving.core.seal();
+            serving.committer.notify_one();
+            (serving.core.last_lsn(), serving.committed.subscribe())
+        };
+        let wait = async { committed.wait_for(|lsn: &Lsn| target <= *lsn).await.is_ok() };
+        match tokio::time::timeout(left(), wait).await {
+            Ok(true) => {}
+            Ok(false) => return Err(WireError::retry(code::RECOVERING, "the vDisk is no longer served here")),
+            Err(_) => {
+                let mut state = self.state();
+                let serving = state.serving(vdisk)?;
+                let reason = serving.degraded.clone().unwrap_or_else(|| "no time left".to_owned());
+                let message = format!(
+                    "LSNs {} to {target} aren't in the backend yet: {reason}",
+                    serving.core.committed_lsn().next()
+                );
+                return Err(WireError::retry(code::RECOVERING, message));
+            }
+        }
+        loop {
+            let ask = FillHoles { namespace: vdisk.into() };
+            let round = left().max(Duration::from_millis(500));
+            let health = self.backend.call::<_, Health>(method::FILL_HOLES, &ask, Bytes::new(), round).await;
+            let (health, _) = health.map_err(|error| from_backend(&error))?;
+            if health.holes == 0 {
+                return Ok(SyncDone { lsn: target, objects: health.objects });
+            }
+            if left().is_zero() {
+                let message = format!("all is in the backend, but {} fragments are still to be stored", health.holes);
+                return Err(WireError::retry(code::RECOVERING, message));
+            }
+            tokio::time::sleep(jitter(PAUSE).min(left())).await;
+        }
+    }
+
+    /// This router's own record.
+    pub fn record(&self, state: RouterState) -> RouterRecord {
+        RouterRecord {
+            router: self.id,
+            name: self.config.name.clone(),
+            addresses: self.addresses.clone(),
+            domain: self.config.domain.to_string(),
+            state,
+            incarnation: self.identity.incarnation,
+        }
+    }
+
+    /// Keeps the list of routers fresh until stopped.
+    pub async fn routers_loop(self: Arc<Self>) {
+        loop {
+            match self.facts.routers().await {
+                Ok(routers) => {
+                    let others: Vec<RouterAddress> = routers
+                        .into_iter()
+                        .filter(|router| router.router != self.id && router.state == RouterState::Online)
+                        .map(|router| RouterAddress { router: router.router, addresses: router.addresses })
+                        .collect();
+                    let mut list = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+                    if list.1 != others {
+                        *list = (list.0 + 1, others);
+                    }
+                }
+                Err(error) => tracing::debug!(%error, "can't read the list of routers"),
+            }
+            tokio::select! {
+                () = self.stop.wait() => return,
+                () = tokio::time::sleep(jitter(ROUTERS_PERIOD)) => {}
+            }
+        }
+    }
+}
+
+/// Text inside a JSON string.
+#[must_use]
+pub fn json_text(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            c if u32::from(c) < 0x20 => out.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => out.push(c),
+        }
+    }
+    out
+}

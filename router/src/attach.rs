@@ -1,0 +1,250 @@
+//! Attachments are facts in arakoon with a generation, fenced like owners (P4).
+//!
+//! An exclusive attachment refuses a second edge by name, unless that one takes over; then the first one's generation is
+//! dead: its queue is dropped before the new edge gets its answer, and whatever it still sends is refused.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use model::{AttachmentGeneration, VdiskId};
+use runtime::peer::Peer;
+use runtime::rpc::Responder;
+use wire::WireError;
+use wire::facts::{AttachmentMode, AttachmentRecord, AttachmentsRecord, VdiskRecord};
+use wire::router::{Attach, AttachMode, Attached, Detach, code};
+
+use crate::router::Router;
+use crate::state::{Serving, Session};
+
+/// Tries against concurrent changes of the same record.
+const TRIES: usize = 8;
+
+const fn stored(mode: AttachMode) -> AttachmentMode {
+    match mode {
+        AttachMode::Exclusive => AttachmentMode::Exclusive,
+        AttachMode::Shared => AttachmentMode::Shared,
+        AttachMode::ReadOnly => AttachmentMode::ReadOnly,
+    }
+}
+
+const fn spoken(mode: AttachmentMode) -> AttachMode {
+    match mode {
+        AttachmentMode::Exclusive => AttachMode::Exclusive,
+        AttachmentMode::Shared => AttachMode::Shared,
+        AttachmentMode::ReadOnly => AttachMode::ReadOnly,
+    }
+}
+
+/// What an attach changes: the new record, and which generation is the caller's.
+///
+/// # Errors
+/// Why it is refused.
+fn decide(
+    attach: &Attach,
+    old: &AttachmentsRecord,
+) -> Result<(AttachmentsRecord, AttachmentRecord), WireError> {
+    if let Some(generation) = attach.reclaim {
+        let mine = old.live.iter().find(|l| l.generation == generation && l.edge == attach.edge);
+        return match mine {
+            Some(mine) => Ok((old.clone(), mine.clone())),
+            None => Err(WireError::refuse(
+                code::ATTACHMENT_FENCED,
+                format!("attachment {generation} was ended or taken over; attach anew"),
+            )),
+        };
+    }
+    if attach.mode == AttachMode::Shared {
+        let message = "shared attachments need a synchronous DTL, which this vPool doesn't have".to_owned();
+        return Err(WireError::refuse(code::INVALID, message));
+    }
+    // An edge that comes without its token is a new life of it: its old attachments are over.
+    let mut live: Vec<AttachmentRecord> =
+        old.live.iter().filter(|l| l.edge != attach.edge).cloned().collect();
+    if attach.mode == AttachMode::Exclusive {
+        let writer = live.iter().find(|l| l.mode != AttachmentMode::ReadOnly);
+        if let Some(writer) = writer {
+            if !attach.take_over {
+                return Err(WireError::refuse(
+                    code::ATTACHED_ELSEWHERE,
+                    format!(
+                        "edge {} ({}) is attached exclusively; detach it, or take over explicitly",
+                        writer.edge_name, writer.edge
+                    ),
+                ));
+            }
+            live.retain(|l| l.mode == AttachmentMode::ReadOnly);
+        }
+    }
+    let mine = AttachmentRecord {
+        edge: attach.edge,
+        edge_name: attach.edge_name.clone(),
+        generation: old.last_generation.next(),
+        mode: stored(attach.mode),
+    };
+    live.push(mine.clone());
+    Ok((AttachmentsRecord { last_generation: mine.generation, live }, mine))
+}
+
+impl Router {
+    pub async fn attach(self: Arc<Self>, attach: Attach, peer: Arc<Peer>, responder: Responder) {
+        let vdisk = match self.owned_by_name(&attach.name).await {
+            Ok(vdisk) => vdisk,
+            Err(error) => return responder.fail(error),
+        };
+        responder.finish(self.attach_to(vdisk, &attach, &peer).await);
+    }
+
+    async fn attach_to(&self, vdisk: VdiskId, attach: &Attach, peer: &Peer) -> Result<Attached, WireError> {
+        if let Some(attached) = self.attach_again(vdisk, attach, peer)? {
+            return Ok(attached);
+        }
+        for _ in 0..TRIES {
+            let owner = self.state().serving(vdisk)?.record.clone();
+            let (old, bytes) = self.facts.attachments(vdisk).await.map_err(|error| error.to_wire())?;
+            let (new, mine) = decide(attach, &old)?;
+            if new != old {
+                match self.facts.change_attachments(&owner, bytes, &new).await {
+                    Ok(()) => {}
+                    Err(error) if error.is_conflict() => continue,
+                    Err(error) => return Err(error.to_wire()),
+                }
+            }
+            let mut state = self.state();
+            let serving = state.serving(vdisk)?;
+            self.follow(serving, new);
+            return Ok(self.admit_session(serving, attach, &mine, peer));
+        }
+        Err(WireError::retry(code::RECOVERING, "others keep changing the attachments; try again"))
+    }
+
+    /// The same edge with the same token while its session is in memory: no need to ask arakoon.
+    fn attach_again(&self, vdisk: VdiskId, attach: &Attach, peer: &Peer) -> Result<Option<Attached>, WireError> {
+        let mut state = self.state();
+        let serving = state.serving(vdisk)?;
+        let Some(generation) = attach.reclaim else { return Ok(None) };
+        let mine = serving.attachments.live.iter().find(|l| l.generation == generation && l.edge == attach.edge);
+        let Some(mine) = mine.cloned() else { return Ok(None) };
+        Ok(Some(self.admit_session(serving, attach, &mine, peer)))
+    }
+
+    fn admit_session(
+        &self,
+        serving: &mut Serving,
+        attach: &Attach,
+        mine: &AttachmentRecord,
+        peer: &Peer,
+    ) -> Attached {
+        let session = Session {
+            edge_name: attach.edge_name.clone(),
+            mode: spoken(mine.mode),
+            incarnation: peer.incarnation,
+            connected: true,
+        };
+        tracing::info!(
+            vdisk = %serving.record.name, edge = %session.edge_name, generation = %mine.generation, "edge attached"
+        );
+        serving.sessions.insert(mine.generation, session);
+        Attached {
+            vdisk: serving.core.vdisk(),
+            generation: mine.generation,
+            epoch: serving.core.epoch(),
+            incarnation: self.identity.incarnation,
+            size_bytes: serving.core.size_bytes,
+            applied: serving.core.applied().get(mine.generation).to_wire(),
+            last_lsn: serving.core.last_lsn(),
+        }
+    }
+
+    /// The record changed: fences whoever isn't in it any more, before anyone is answered.
+    fn follow(&self, serving: &mut Serving, new: AttachmentsRecord) {
+        let live: BTreeSet<AttachmentGeneration> = new.live.iter().map(|live| live.generation).collect();
+        let fenced: Vec<AttachmentGeneration> =
+            serving.attachments.live.iter().map(|l| l.generation).filter(|g| !live.contains(g)).collect();
+        serving.attachments = new;
+        let error = WireError::refuse(code::ATTACHMENT_FENCED, "another edge took this vDisk over");
+        for generation in fenced {
+            serving.sessions.remove(&generation);
+            serving.awaiting.remove(&generation);
+            serving.drop_queue_of(generation, &error);
+        }
+        serving.core.applied_mut().retain(|generation| live.contains(&generation));
+    }
+
+    pub async fn detach(self: Arc<Self>, detach: Detach, responder: Responder) {
+        responder.finish(self.end_attachment(&detach).await);
+    }
+
+    async fn end_attachment(&self, detach: &Detach) -> Result<(), WireError> {
+        for _ in 0..TRIES {
+            let owner: VdiskRecord = {
+                let mut state = self.state();
+                let serving = state.serving(detach.vdisk)?;
+                serving.session(detach.generation)?;
+                serving.record.clone()
+            };
+            let (old, bytes): (AttachmentsRecord, Option<Bytes>) =
+                self.facts.attachments(detach.vdisk).await.map_err(|error| error.to_wire())?;
+            let mut new = old.clone();
+            new.live.retain(|live| live.generation != detach.generation);
+            match self.facts.change_attachments(&owner, bytes, &new).await {
+                Ok(()) => {}
+                Err(error) if error.is_conflict() => continue,
+                Err(error) => return Err(error.to_wire()),
+            }
+            let mut state = self.state();
+            let serving = state.serving(detach.vdisk)?;
+            self.follow(serving, new);
+            // The last writer is gone: what is pending goes to the backend rather than wait for more.
+            serving.core.seal();
+            serving.committer.notify_one();
+            return Ok(());
+        }
+        Err(WireError::retry(code::RECOVERING, "others keep changing the attachments; try again"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::EdgeId;
+
+    fn attach(edge: u128, mode: AttachMode) -> Attach {
+        Attach {
+            name: "demo".into(),
+            edge: EdgeId(edge),
+            edge_name: format!("edge-{edge}"),
+            mode,
+            reclaim: None,
+            take_over: false,
+        }
+    }
+
+    fn empty() -> AttachmentsRecord {
+        AttachmentsRecord { last_generation: AttachmentGeneration(0), live: Vec::new() }
+    }
+
+    #[test]
+    fn a_second_exclusive_edge_is_refused_by_name_or_takes_over() {
+        let (one, mine) = decide(&attach(1, AttachMode::Exclusive), &empty()).unwrap();
+        assert_eq!(mine.generation, AttachmentGeneration(1));
+        let error = decide(&attach(2, AttachMode::Exclusive), &one).unwrap_err();
+        assert_eq!(error.code, code::ATTACHED_ELSEWHERE);
+        assert!(error.message.contains("edge-1"));
+        let over = Attach { take_over: true, ..attach(2, AttachMode::Exclusive) };
+        let (two, mine) = decide(&over, &one).unwrap();
+        assert_eq!((mine.generation, two.live.len()), (AttachmentGeneration(2), 1));
+        let back = Attach { reclaim: Some(AttachmentGeneration(1)), ..attach(1, AttachMode::Exclusive) };
+        assert_eq!(decide(&back, &two).unwrap_err().code, code::ATTACHMENT_FENCED);
+        assert_eq!(decide(&back, &one).unwrap().0, one);
+    }
+
+    #[test]
+    fn readers_may_stand_beside_a_writer_and_generations_only_grow() {
+        let (one, _) = decide(&attach(1, AttachMode::Exclusive), &empty()).unwrap();
+        let (two, reader) = decide(&attach(2, AttachMode::ReadOnly), &one).unwrap();
+        assert_eq!((two.live.len(), reader.generation.0), (2, 2));
+        let (three, again) = decide(&attach(1, AttachMode::Exclusive), &two).unwrap();
+        assert_eq!((three.live.len(), again.generation.0), (2, 3));
+    }
+}

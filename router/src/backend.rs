@@ -1,0 +1,141 @@
+//! The client of the proxies: several of them, one used at a time, the next one when it fails.
+//!
+//! A proxy that errors, times out or can't be reached is passed over for a while and then tried again; a request is
+//! repeated at the next one until its own deadline. Puts are idempotent by object id, so repeating is safe (P21).
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use model::Now;
+use runtime::clock::boot_now;
+use runtime::endpoint::Endpoint;
+use runtime::peer::Identity;
+use runtime::random::jitter;
+use runtime::rpc::{Call, CallError, Client, ClientOptions};
+use wire::{Decode, Encode, ErrorClass, Role, WireError};
+
+/// One try at one proxy.
+const ATTEMPT: Duration = Duration::from_secs(20);
+/// How long a proxy that failed is passed over while others work.
+const PASS_OVER: Duration = Duration::from_secs(2);
+/// Pause after a round in which every proxy failed.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Why the backend didn't do as asked.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum BackendError {
+    /// It answered no; another try gives the same.
+    #[error("the backend refused: {0}")]
+    Refused(WireError),
+    /// No proxy could do it before the deadline; it may or may not have happened.
+    #[error("the backend can't be used now: {reason}")]
+    Unavailable { reason: String },
+}
+
+struct Proxy {
+    client: Client,
+    failed_at: Mutex<Option<Now>>,
+}
+
+impl Proxy {
+    fn is_passed_over(&self) -> bool {
+        let failed = *self.failed_at.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.is_some_and(|at| boot_now().since(at) < PASS_OVER)
+    }
+
+    fn note(&self, failed: bool) {
+        *self.failed_at.lock().unwrap_or_else(PoisonError::into_inner) = failed.then(boot_now);
+    }
+}
+
+/// All proxies of this router.
+#[derive(Clone)]
+pub struct Backend {
+    proxies: Arc<Vec<Proxy>>,
+    current: Arc<AtomicUsize>,
+}
+
+impl Backend {
+    #[must_use]
+    pub fn new(endpoints: &[Endpoint], identity: &Arc<Identity>) -> Self {
+        let proxy = |endpoint: &Endpoint| Proxy {
+            client: Client::new(
+                endpoint.clone(),
+                Role::AlbaProxy,
+                Arc::clone(identity),
+                ClientOptions::default(),
+            ),
+            failed_at: Mutex::new(None),
+        };
+        Self {
+            proxies: Arc::new(endpoints.iter().map(proxy).collect()),
+            current: Arc::new(AtomicUsize::new(0)),
+        }
+    }
+
+    /// (address, answers?) of each proxy.
+    #[must_use]
+    pub fn health(&self) -> Vec<(String, bool)> {
+        let all = self.proxies.iter();
+        all.map(|proxy| (proxy.client.endpoint().to_string(), !proxy.is_passed_over())).collect()
+    }
+
+    /// # Errors
+    /// When the backend refuses, or no proxy could do it within `patience`.
+    pub async fn call<Q: Encode, A: Decode>(
+        &self,
+        method: u16,
+        body: &Q,
+        payload: Bytes,
+        patience: Duration,
+    ) -> Result<(A, Bytes), BackendError> {
+        let start = boot_now();
+        let mut last: Option<CallError> = None;
+        loop {
+            for index in self.order() {
+                let left = patience.saturating_sub(boot_now().since(start));
+                if left.is_zero() {
+                    return Err(unavailable(last));
+                }
+                let proxy = &self.proxies[index];
+                let call = Call::with_payload(payload.clone(), left.min(ATTEMPT));
+                match proxy.client.call(method, body, call).await {
+                    Ok(answer) => {
+                        proxy.note(false);
+                        self.current.store(index, Ordering::Relaxed);
+                        return Ok(answer);
+                    }
+                    Err(CallError::Refused(error)) if error.class != ErrorClass::Retry => {
+                        proxy.note(false);
+                        return Err(BackendError::Refused(error));
+                    }
+                    Err(error) => {
+                        tracing::debug!(proxy = %proxy.client.endpoint(), %error, method, "proxy failed");
+                        proxy.note(true);
+                        last = Some(error);
+                    }
+                }
+            }
+            let left = patience.saturating_sub(boot_now().since(start));
+            if left.is_zero() {
+                return Err(unavailable(last));
+            }
+            tokio::time::sleep(jitter(PAUSE).min(left)).await;
+        }
+    }
+
+    /// The current proxy first, then the others; those that failed just now last.
+    fn order(&self) -> Vec<usize> {
+        let count = self.proxies.len();
+        let current = self.current.load(Ordering::Relaxed);
+        let mut order: Vec<usize> = (0..count).map(|at| (current + at) % count).collect();
+        order.sort_by_key(|index| self.proxies[*index].is_passed_over());
+        order
+    }
+}
+
+fn unavailable(last: Option<CallError>) -> BackendError {
+    BackendError::Unavailable { reason: last.map_or_else(|| "no time left".to_owned(), |error| error.to_string()) }
+}

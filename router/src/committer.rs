@@ -1,0 +1,232 @@
+//! Takes sealed units to the backend: several puts in flight per vDisk, commits followed in order.
+//!
+//! A put is repeated, the same object each time, until it is stored or the vDisk is fenced: the log holds the data, so
+//! giving up would gain nothing. While the backend is out the vDisk is flagged degraded and writes go on until the log
+//! runs short (L8).
+//!
+//! Invariant: the page map follows before the overlay forgets, and log space is freed last.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use model::{Epoch, ObjectId, VdiskId};
+use router_core::sco::{self, Built};
+use router_core::volume::{Committed, Unit};
+use runtime::random::jitter;
+use tokio::task::JoinSet;
+use wire::proxy::{Head, PutDone, PutObject, code as proxy_code, method};
+use wire::router::code;
+use wire::{ErrorClass, WireError};
+
+use crate::backend::BackendError;
+use crate::router::Router;
+use crate::state::Slot;
+
+/// One round of tries before it is looked at again.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// Pause between rounds.
+const PAUSE: Duration = Duration::from_millis(500);
+
+enum Stored {
+    Done(ObjectId),
+    /// A higher epoch is recorded: this router doesn't own the vDisk any more (L4).
+    Fenced(String),
+    /// The backend contradicts what this router knows; nothing more can be stored.
+    Broken(String),
+}
+
+impl Router {
+    /// Stores units of one vDisk until it isn't served here any more.
+    pub async fn commit_loop(self: Arc<Self>, vdisk: VdiskId, epoch: Epoch) {
+        let mut puts: JoinSet<Stored> = JoinSet::new();
+        loop {
+            let (units, wake, damaged) = {
+                let mut state = self.state();
+                let in_flight = self.config.scos_in_flight;
+                let Ok(serving) = state.serving(vdisk) else { return };
+                if serving.core.epoch() != epoch {
+                    return;
+                }
+                let mut units = Vec::new();
+                while let Some(unit) = serving.core.next_unit(in_flight) {
+                    units.push(unit);
+                }
+                let damaged = std::mem::take(&mut serving.map_damaged);
+                (units, Arc::clone(&serving.committer), damaged)
+            };
+            if damaged {
+                self.rebuild_map(vdisk).await;
+            }
+            for unit in units {
+                let router = Arc::clone(&self);
+                puts.spawn(async move { router.store(unit).await });
+            }
+            tokio::select! {
+                () = wake.notified() => {}
+                () = self.stop.wait() => return,
+                Some(stored) = puts.join_next() => match stored {
+                    Ok(Stored::Done(object)) => self.committed(vdisk, object).await,
+                    Ok(Stored::Fenced(reason)) => {
+                        self.leave(vdisk, Slot::Fenced(reason));
+                        return;
+                    }
+                    Ok(Stored::Broken(reason)) => {
+                        self.leave(vdisk, Slot::Gap(reason));
+                        return;
+                    }
+                    Err(error) => {
+                        self.leave(vdisk, Slot::Gap(format!("storing a SCO failed: {error}")));
+                        return;
+                    }
+                },
+            }
+        }
+    }
+
+    async fn store(self: Arc<Self>, unit: Unit) -> Stored {
+        let (object, predecessor) = (unit.object, unit.predecessor);
+        let vdisk = object.vdisk;
+        // Copies up to a whole SCO: off the request thread.
+        let built = match tokio::task::spawn_blocking(move || sco::build(&unit)).await {
+            Ok(built) => built,
+            Err(error) => return Stored::Broken(format!("SCO {object} couldn't be built: {error}")),
+        };
+        let Built { payload, checksum, meta, tlog } = built;
+        let put = PutObject {
+            namespace: vdisk.into(),
+            object,
+            epoch: object.epoch,
+            expected_head: predecessor,
+            frame_size: sco::FRAME,
+            meta: meta.encode(),
+            checksum,
+        };
+        loop {
+            let answer = self.backend.call::<_, PutDone>(method::PUT_OBJECT, &put, payload.clone(), PATIENCE).await;
+            let reason = match answer {
+                Ok((done, _)) => {
+                    tracing::debug!(%object, bytes = payload.len(), holes = done.holes, policy = done.policy, "stored");
+                    let mut state = self.state();
+                    if let Ok(serving) = state.serving(vdisk) {
+                        serving.degraded = None;
+                        serving.tlogs.insert(object, Arc::new(tlog));
+                    }
+                    return Stored::Done(object);
+                }
+                Err(BackendError::Refused(error)) => match refused(object, &error) {
+                    Some(end) => return end,
+                    None => error.to_string(),
+                },
+                Err(error @ BackendError::Unavailable { .. }) => error.to_string(),
+            };
+            {
+                let mut state = self.state();
+                let Ok(serving) = state.serving(vdisk) else {
+                    return Stored::Broken("no longer served".to_owned());
+                };
+                if serving.degraded.is_none() {
+                    tracing::warn!(%vdisk, %object, reason, "the backend doesn't take SCOs; writes stay in the log");
+                }
+                serving.degraded = Some(reason);
+            }
+            tokio::time::sleep(jitter(PAUSE)).await;
+        }
+    }
+
+    /// A put succeeded: follow with the map, then forget and free what is committed now.
+    async fn committed(self: &Arc<Self>, vdisk: VdiskId, object: ObjectId) {
+        let done: Vec<Committed> = match self.state().serving(vdisk) {
+            Ok(serving) => serving.core.unit_done(object),
+            Err(_) => return,
+        };
+        for committed in done {
+            let tlog = match self.state().serving(vdisk) {
+                Ok(serving) => serving.tlogs.remove(&committed.object).expect("kept since its put succeeded"),
+                Err(_) => return,
+            };
+            let maps = self.maps.clone();
+            let applied = tokio::task::spawn_blocking(move || maps.apply(&tlog)).await;
+            let problem = match applied {
+                Ok(Ok(())) => None,
+                Ok(Err(error)) => Some(error.to_string()),
+                Err(error) => Some(error.to_string()),
+            };
+            if let Some(problem) = problem {
+                tracing::error!(%vdisk, problem, "the page map can't follow; it is rebuilt");
+                self.rebuild_map(vdisk).await;
+            }
+            {
+                let mut state = self.state();
+                state.drop_through(vdisk, committed.last_lsn);
+                if let Ok(serving) = state.serving(vdisk) {
+                    serving.objects += 1;
+                }
+            }
+            self.space_freed();
+        }
+    }
+
+    /// Throws the map away and follows every TLog of the backend (L6); tries until it works or the router stops.
+    async fn rebuild_map(&self, vdisk: VdiskId) {
+        loop {
+            let maps = self.maps.clone();
+            let erased = tokio::task::spawn_blocking(move || {
+                maps.erase(vdisk)?;
+                maps.open_table(vdisk)
+            });
+            let problem = match erased.await {
+                Ok(Ok(_)) => match self.catch_up(vdisk).await {
+                    Ok(_) => return,
+                    Err(error) => error.to_string(),
+                },
+                Ok(Err(error)) => error.to_string(),
+                Err(error) => error.to_string(),
+            };
+            tracing::warn!(%vdisk, problem, "the page map can't be rebuilt yet");
+            tokio::select! {
+                () = self.stop.wait() => return,
+                () = tokio::time::sleep(jitter(PAUSE)) => {}
+            }
+        }
+    }
+
+    /// Stops serving a vDisk and says so to everyone who waits; its log records stay (a restart decides about them).
+    pub fn leave(&self, vdisk: VdiskId, slot: Slot) {
+        let error = match &slot {
+            Slot::Fenced(reason) => {
+                tracing::warn!(%vdisk, reason, "fenced: another router owns this vDisk now");
+                WireError::new(ErrorClass::Redirect, code::NOT_OWNER, reason.clone())
+            }
+            Slot::Gap(reason) => {
+                tracing::error!(%vdisk, reason, "the vDisk can't be served");
+                WireError::refuse(code::GAP, reason.clone())
+            }
+            Slot::Opening | Slot::Serving(_) | Slot::Deleting => {
+                WireError::retry(code::RECOVERING, "the vDisk is not served here now")
+            }
+        };
+        self.state().stop_serving(vdisk, Some(slot), &error, false);
+    }
+}
+
+/// What a refusal means; `None` = try again.
+fn refused(object: ObjectId, error: &WireError) -> Option<Stored> {
+    match error.code {
+        proxy_code::FENCED => Some(Stored::Fenced(format!("the backend has a higher epoch: {error}"))),
+        proxy_code::WRONG_HEAD => {
+            let head: Option<Head> = wire::decode_all(error.detail.clone()).ok();
+            match head {
+                Some(head) if object.epoch < head.epoch => {
+                    Some(Stored::Fenced(format!("epoch {} took over", head.epoch)))
+                }
+                // The predecessor is on its way through another proxy.
+                Some(_) | None => None,
+            }
+        }
+        proxy_code::CONFLICT => {
+            Some(Stored::Broken(format!("object {object} exists with other contents: {error}")))
+        }
+        proxy_code::NO_NAMESPACE => Some(Stored::Broken(format!("the namespace is gone: {error}"))),
+        _ => None,
+    }
+}

@@ -1,0 +1,180 @@
+//! The facts in arakoon that a router reads and changes: routers, vPools, vDisks, names, attachments.
+//!
+//! Invariant: a record is changed only by a transaction that asserts the bytes it was read as (L4).
+
+use std::time::Duration;
+
+use arakoon_client::{ArakoonClient, ReadError, TransactError, Transaction};
+use bytes::Bytes;
+use model::{RouterId, VdiskId};
+use wire::WireError;
+use wire::facts::{AttachmentsRecord, Record, RouterRecord, VdiskRecord, VpoolRecord, key};
+use wire::router::code;
+
+/// How long a request of an edge or operator waits for arakoon.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+#[derive(Debug, thiserror::Error)]
+pub enum FactsError {
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(transparent)]
+    Transact(#[from] TransactError),
+    #[error("the record {key} can't be read: {problem}")]
+    Record { key: String, problem: String },
+}
+
+impl FactsError {
+    /// Somebody else changed what was read: read again and decide anew.
+    #[must_use]
+    pub const fn is_conflict(&self) -> bool {
+        matches!(self, Self::Transact(TransactError::Assertion(_)))
+    }
+
+    #[must_use]
+    pub fn to_wire(&self) -> WireError {
+        WireError::retry(code::RECOVERING, self.to_string())
+    }
+}
+
+/// A record with the bytes it was read as.
+#[derive(Debug, Clone)]
+pub struct Read<T> {
+    pub value: T,
+    pub bytes: Bytes,
+}
+
+#[derive(Clone)]
+pub struct Facts {
+    client: ArakoonClient,
+}
+
+fn record<T: Record>(key: &[u8], bytes: Bytes) -> Result<Read<T>, FactsError> {
+    let value = T::from_record(bytes.clone()).map_err(|error| FactsError::Record {
+        key: key.escape_ascii().to_string(),
+        problem: error.to_string(),
+    })?;
+    Ok(Read { value, bytes })
+}
+
+impl Facts {
+    #[must_use]
+    pub fn new(client: &ArakoonClient) -> Self {
+        Self { client: client.with_deadline(PATIENCE) }
+    }
+
+    async fn get<T: Record>(&self, key: Bytes) -> Result<Option<Read<T>>, FactsError> {
+        match self.client.get(&key).await? {
+            None => Ok(None),
+            Some(bytes) => record(&key, bytes).map(Some),
+        }
+    }
+
+    async fn all<T: Record>(&self, prefix: &str) -> Result<Vec<Read<T>>, FactsError> {
+        let entries = self.client.prefix(prefix).await?;
+        entries.into_iter().map(|(key, bytes)| record(&key, bytes)).collect()
+    }
+
+    pub async fn register(&self, router: &RouterRecord) -> Result<(), FactsError> {
+        self.client.set(key::router(router.router), router.to_record()).await?;
+        Ok(())
+    }
+
+    pub async fn routers(&self) -> Result<Vec<RouterRecord>, FactsError> {
+        Ok(self.all(key::ROUTERS).await?.into_iter().map(|read| read.value).collect())
+    }
+
+    pub async fn router(&self, router: RouterId) -> Result<Option<RouterRecord>, FactsError> {
+        Ok(self.get(key::router(router)).await?.map(|read| read.value))
+    }
+
+    pub async fn vpool(&self, name: &str) -> Result<Option<VpoolRecord>, FactsError> {
+        Ok(self.get(key::vpool(name)).await?.map(|read| read.value))
+    }
+
+    pub async fn vdisk(&self, vdisk: VdiskId) -> Result<Option<Read<VdiskRecord>>, FactsError> {
+        self.get(key::vdisk(vdisk)).await
+    }
+
+    pub async fn vdisks(&self) -> Result<Vec<Read<VdiskRecord>>, FactsError> {
+        self.all(key::VDISKS).await
+    }
+
+    pub async fn vdisk_id(&self, name: &str) -> Result<Option<VdiskId>, FactsError> {
+        let key = key::vdisk_name(name);
+        let Some(bytes) = self.client.get(&key).await? else { return Ok(None) };
+        let id: [u8; 16] = bytes[..].try_into().map_err(|_| FactsError::Record {
+            key: key.escape_ascii().to_string(),
+            problem: format!("{} bytes instead of 16", bytes.len()),
+        })?;
+        Ok(Some(VdiskId(u128::from_le_bytes(id))))
+    }
+
+    pub async fn vdisk_by_name(&self, name: &str) -> Result<Option<Read<VdiskRecord>>, FactsError> {
+        match self.vdisk_id(name).await? {
+            Some(vdisk) => self.vdisk(vdisk).await,
+            None => Ok(None),
+        }
+    }
+
+    /// Name and record at once, if the name is free.
+    pub async fn create_vdisk(&self, vdisk: &VdiskRecord) -> Result<(), FactsError> {
+        let name = key::vdisk_name(&vdisk.name);
+        let id = Bytes::copy_from_slice(&vdisk.vdisk.0.to_le_bytes());
+        let transaction = Transaction::new()
+            .assert_absent(&name)
+            .assert_absent(key::vdisk(vdisk.vdisk))
+            .set(&name, id)
+            .set(key::vdisk(vdisk.vdisk), vdisk.to_record());
+        self.client.commit(transaction).await?;
+        Ok(())
+    }
+
+    pub async fn change_vdisk(&self, old: &Read<VdiskRecord>, new: &VdiskRecord) -> Result<Read<VdiskRecord>, FactsError> {
+        let bytes = new.to_record();
+        self.client
+            .compare_and_set(key::vdisk(new.vdisk), Some(old.bytes.clone()), Some(bytes.clone()))
+            .await?;
+        Ok(Read { value: new.clone(), bytes })
+    }
+
+    /// The last step of a deletion: its objects are gone already.
+    pub async fn remove_vdisk(&self, old: &Read<VdiskRecord>) -> Result<(), FactsError> {
+        let vdisk = old.value.vdisk;
+        let transaction = Transaction::new()
+            .assert_value(key::vdisk(vdisk), old.bytes.clone())
+            .delete(key::vdisk_name(&old.value.name))
+            .delete(key::attachments(vdisk))
+            .delete(key::vdisk(vdisk));
+        self.client.commit(transaction).await?;
+        Ok(())
+    }
+
+    /// `None` bytes = never attached.
+    pub async fn attachments(&self, vdisk: VdiskId) -> Result<(AttachmentsRecord, Option<Bytes>), FactsError> {
+        let read: Option<Read<AttachmentsRecord>> = self.get(key::attachments(vdisk)).await?;
+        Ok(match read {
+            Some(read) => (read.value, Some(read.bytes)),
+            None => {
+                let last_generation = model::AttachmentGeneration::ZERO;
+                (AttachmentsRecord { last_generation, live: Vec::new() }, None)
+            }
+        })
+    }
+
+    /// Asserts the vDisk's epoch too: only its owner changes attachments.
+    pub async fn change_attachments(
+        &self,
+        owner: &VdiskRecord,
+        old: Option<Bytes>,
+        new: &AttachmentsRecord,
+    ) -> Result<(), FactsError> {
+        let key = key::attachments(owner.vdisk);
+        let transaction = Transaction::new()
+            .assert_value(key::vdisk(owner.vdisk), owner.to_record())
+            .assert_is(&key, old)
+            .set(&key, new.to_record());
+        self.client.commit(transaction).await?;
+        Ok(())
+    }
+}

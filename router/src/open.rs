@@ -1,0 +1,340 @@
+//! Opening a vDisk is claiming it (P10), always in the order of P18: claim the next epoch in arakoon, raise the
+//! namespace's epoch, *then* read the head, recover, serve. Each step may be repeated.
+//!
+//! Recovery joins three things: the backend's head (with the applied sequences of its TLog), the page map (behind by some
+//! TLogs, or rebuilt from all of them), and this router's own log. What doesn't join is a gap, and the vDisk isn't served
+//! (L7).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use model::{Epoch, LogId, Lsn, ObjectId, VdiskId};
+use router_core::applied::{AppliedMap, AppliedSet};
+use router_core::log::record::Op;
+use router_core::log::{Found, Placement};
+use router_core::recover::{self, Gap};
+use router_core::tlog::{Meta, Tlog, TlogError};
+use router_core::volume::{Change, HeadState, Opening, Replayed, Stamp, Volume};
+use runtime::random::jitter;
+use wire::WireError;
+use wire::facts::{AttachmentMode, VdiskRecord};
+use wire::proxy::{
+    Head, ListObjects, ObjectInfo, Objects, RaiseEpoch, ReadDone, ReadHead, ReadObject, code as proxy_code, method,
+};
+use wire::router::UnmapKind;
+
+use crate::backend::BackendError;
+use crate::facts::{FactsError, Read};
+use crate::log_disk::LogDiskError;
+use crate::map_store::MapError;
+use crate::router::Router;
+use crate::state::{Serving, Slot};
+
+const PATIENCE: Duration = Duration::from_secs(15);
+const PAUSE: Duration = Duration::from_secs(1);
+/// Objects in one page of a listing.
+const LIST_LIMIT: u32 = 256;
+/// Default SCO size, if the vPool doesn't say.
+const SCO_DEFAULT: u64 = 4 << 20;
+
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error(transparent)]
+    Facts(#[from] FactsError),
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    #[error(transparent)]
+    Map(#[from] MapError),
+    #[error(transparent)]
+    Log(#[from] LogDiskError),
+    #[error("object {object}: {cause}")]
+    Tlog { object: ObjectId, cause: TlogError },
+    #[error("the chain of TLogs is broken at object {object}: {problem}")]
+    Chain { object: ObjectId, problem: String },
+    #[error("{0}")]
+    Gap(#[from] Gap),
+    #[error("the vDisk belongs to another router")]
+    NotOwner,
+    #[error("the vDisk is being deleted")]
+    Deleting,
+    #[error("a task of recovery failed: {0}")]
+    Task(#[from] tokio::task::JoinError),
+}
+
+enum Verdict {
+    Again(String),
+    End(Slot),
+}
+
+impl Router {
+    /// Opens a vDisk and serves it; tries again while that could help.
+    pub async fn open_loop(self: Arc<Self>, vdisk: VdiskId) {
+        loop {
+            let verdict = match self.open(vdisk).await {
+                Ok(epoch) => {
+                    tokio::spawn(Arc::clone(&self).commit_loop(vdisk, epoch));
+                    self.wake_append();
+                    return;
+                }
+                Err(OpenError::Deleting) => {
+                    self.state().volumes.insert(vdisk, Slot::Deleting);
+                    tokio::spawn(Arc::clone(&self).finish_delete(vdisk));
+                    return;
+                }
+                Err(error) => judge(&error),
+            };
+            match verdict {
+                Verdict::End(slot) => {
+                    self.leave(vdisk, slot);
+                    return;
+                }
+                Verdict::Again(reason) => {
+                    tracing::warn!(%vdisk, reason, "can't open the vDisk yet");
+                    tokio::select! {
+                        () = self.stop.wait() => return,
+                        () = tokio::time::sleep(jitter(PAUSE)) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    async fn open(self: &Arc<Self>, vdisk: VdiskId) -> Result<Epoch, OpenError> {
+        let read = self.facts.vdisk(vdisk).await?.ok_or(OpenError::NotOwner)?;
+        if read.value.owner != self.id {
+            return Err(OpenError::NotOwner);
+        }
+        if read.value.deleting {
+            return Err(OpenError::Deleting);
+        }
+        let promised = LogId(read.value.log_id);
+        let own = self.disk.id;
+        if promised != LogId::ZERO && promised != own {
+            // Checked before the claim, so that the record keeps saying which log is missed (L7).
+            let head = self.head(vdisk).await.map_or(Lsn::ZERO, |head| head.0);
+            return Err(Gap::LogGone { promised: promised.0, own: own.0, head }.into());
+        }
+        let claimed = self.claim(&read).await?;
+        let epoch = claimed.value.epoch;
+        let raise = RaiseEpoch { namespace: vdisk.into(), epoch };
+        self.backend.call::<_, ()>(method::RAISE_EPOCH, &raise, Bytes::new(), PATIENCE).await?;
+        let (head_lsn, head, head_meta) = self.head(vdisk).await?;
+        let objects = self.open_map(vdisk, head).await?;
+        let head_state = self.head_state(head, head_lsn, head_meta.as_ref()).await?;
+        let unit_clusters = self.unit_clusters(&claimed.value).await?;
+        let mut core = Volume::open(Opening {
+            vdisk,
+            epoch,
+            size_bytes: claimed.value.size_bytes,
+            unit_clusters,
+            head: head_state.clone(),
+        });
+        self.replay(&mut core, &head_state, promised).await?;
+        let (attachments, _) = self.facts.attachments(vdisk).await?;
+        let live: BTreeSet<_> = attachments.live.iter().map(|live| live.generation).collect();
+        core.applied_mut().retain(|generation| live.contains(&generation));
+        let mut serving = Serving::new(core, claimed.value, attachments, objects);
+        let writers = serving.attachments.live.iter().filter(|live| live.mode != AttachmentMode::ReadOnly);
+        serving.awaiting = writers.map(|live| live.generation).collect();
+        let (last, committed) = (serving.core.last_lsn(), serving.core.committed_lsn());
+        tracing::info!(%vdisk, name = serving.record.name, %epoch, %committed, %last, "serving");
+        let mut state = self.state();
+        state.add_pending(serving.core.pending_bytes());
+        state.volumes.insert(vdisk, Slot::Serving(Box::new(serving)));
+        Ok(epoch)
+    }
+
+    async fn claim(&self, read: &Read<VdiskRecord>) -> Result<Read<VdiskRecord>, FactsError> {
+        let mut new = read.value.clone();
+        new.epoch = new.epoch.next();
+        new.log_id = self.disk.id.0;
+        self.facts.change_vdisk(read, &new).await
+    }
+
+    async fn unit_clusters(&self, record: &VdiskRecord) -> Result<u32, FactsError> {
+        let size = match self.config.sco_size {
+            Some(size) => size,
+            None => self.facts.vpool(&record.vpool).await?.map_or(SCO_DEFAULT, |vpool| vpool.sco_bytes),
+        };
+        let clusters = size.clamp(crate::config::SCO_MIN, crate::config::SCO_MAX) / model::CLUSTER_SIZE;
+        Ok(u32::try_from(clusters).expect("clamped to 64 MiB"))
+    }
+
+    /// (last LSN, object, meta) of the namespace's head.
+    async fn head(&self, vdisk: VdiskId) -> Result<(Lsn, Option<ObjectId>, Option<Meta>), OpenError> {
+        let ask = ReadHead { namespace: vdisk.into() };
+        let (head, _) = self.backend.call::<_, Head>(method::READ_HEAD, &ask, Bytes::new(), PATIENCE).await?;
+        let Some(object) = head.head else { return Ok((Lsn::ZERO, None, None)) };
+        let meta = Meta::decode(head.meta).map_err(|cause| OpenError::Tlog { object, cause })?;
+        Ok((meta.last_lsn, Some(object), Some(meta)))
+    }
+
+    async fn head_state(
+        &self,
+        head: Option<ObjectId>,
+        last_lsn: Lsn,
+        meta: Option<&Meta>,
+    ) -> Result<HeadState, OpenError> {
+        let (Some(object), Some(meta)) = (head, meta) else { return Ok(HeadState::default()) };
+        let tlog = self.read_tlog(object, meta).await?;
+        let mut applied = AppliedMap::default();
+        for (generation, sequences) in &tlog.applied {
+            applied.set(*generation, AppliedSet::from_wire(sequences));
+        }
+        let epochs = tlog.epochs.iter().copied().collect();
+        Ok(HeadState { object: Some(object), last_lsn, applied, epochs })
+    }
+
+    async fn read_tlog(&self, object: ObjectId, meta: &Meta) -> Result<Tlog, OpenError> {
+        let ranges = vec![(meta.tlog_offset, meta.tlog_len)];
+        let ask = ReadObject { namespace: object.vdisk.into(), object, ranges };
+        let (_, payload) =
+            self.backend.call::<_, ReadDone>(method::READ_OBJECT, &ask, Bytes::new(), PATIENCE).await?;
+        Tlog::decode(payload).map_err(|cause| OpenError::Tlog { object, cause })
+    }
+
+    /// Opens the page map and brings it up to `head`; returns how many objects the vDisk has.
+    async fn open_map(&self, vdisk: VdiskId, head: Option<ObjectId>) -> Result<u64, OpenError> {
+        let maps = self.maps.clone();
+        let state = tokio::task::spawn_blocking(move || maps.open_table(vdisk)).await??;
+        let behind = state.object.is_some_and(|object| head.is_none_or(|head| head < object));
+        let caught_up = if behind {
+            Err(OpenError::Chain {
+                object: state.object.unwrap_or_default(),
+                problem: "the page map is ahead of the backend".to_owned(),
+            })
+        } else {
+            self.catch_up(vdisk).await
+        };
+        match caught_up {
+            Ok(()) => {}
+            Err(OpenError::Chain { problem, .. }) if state.object.is_some() => {
+                // A map of another history: thrown away, it is derived (L6).
+                tracing::warn!(%vdisk, problem, "the page map doesn't fit the backend; it is rebuilt");
+                let maps = self.maps.clone();
+                tokio::task::spawn_blocking(move || {
+                    maps.erase(vdisk)?;
+                    maps.open_table(vdisk)
+                })
+                .await??;
+                self.catch_up(vdisk).await?;
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(head.map_or(0, |head| head.number.0))
+    }
+
+    /// Follows the TLogs that the map doesn't hold yet.
+    ///
+    /// # Errors
+    /// When the backend can't give them, or they don't join.
+    pub async fn catch_up(&self, vdisk: VdiskId) -> Result<(), OpenError> {
+        let mut last = self.maps.state(vdisk).ok_or(MapError::Closed(vdisk))?.object;
+        let mut followed = 0_u64;
+        loop {
+            let ask = ListObjects { namespace: vdisk.into(), after: last, limit: LIST_LIMIT };
+            let (page, _) =
+                self.backend.call::<_, Objects>(method::LIST_OBJECTS, &ask, Bytes::new(), PATIENCE).await?;
+            for ObjectInfo { object, meta, .. } in page.objects {
+                let meta = Meta::decode(meta).map_err(|cause| OpenError::Tlog { object, cause })?;
+                if meta.predecessor != last {
+                    let problem = format!("it follows {:?}, not {last:?}", meta.predecessor);
+                    return Err(OpenError::Chain { object, problem });
+                }
+                let tlog = self.read_tlog(object, &meta).await?;
+                let maps = self.maps.clone();
+                tokio::task::spawn_blocking(move || maps.apply(&tlog)).await??;
+                last = Some(object);
+                followed += 1;
+            }
+            if !page.more {
+                break;
+            }
+        }
+        if 0 < followed {
+            tracing::info!(%vdisk, followed, "the page map caught up with the backend's TLogs");
+        }
+        Ok(())
+    }
+
+    /// Takes what the log has of a vDisk beyond the head.
+    async fn replay(&self, core: &mut Volume, head: &HeadState, promised: LogId) -> Result<(), OpenError> {
+        let vdisk = core.vdisk();
+        let (plan, found) = {
+            let state = self.state();
+            let facts = recover::Facts {
+                vdisk,
+                head_lsn: head.last_lsn,
+                epochs: &head.epochs,
+                promised_log: promised,
+                own_log: self.disk.id,
+            };
+            let plan = recover::plan(&facts, &state.scan)?;
+            let found: Vec<Found> =
+                plan.records.iter().map(|index| state.scan.records[*index].clone()).collect();
+            (plan, found)
+        };
+        let mut kept: BTreeMap<u64, ()> = BTreeMap::new();
+        for found in found {
+            let disk = Arc::clone(&self.disk);
+            let record = found.record;
+            let (file, offset, len) = (found.file, found.payload_offset, record.payload_len);
+            let data = tokio::task::spawn_blocking(move || disk.read(file, offset, len)).await??;
+            if !record.payload_is_intact(&data) {
+                let (from, to) = (record.position, record.end());
+                return Err(Gap::Damaged { from, to, last: core.last_lsn() }.into());
+            }
+            kept.insert(record.position, ());
+            let placement = Placement { lap: record.lap, bytes: record.len() as u64, end: record.end() };
+            let stamp = Stamp { generation: record.generation, seq: record.seq, last: record.last };
+            let (lsn, epoch) = (record.lsn, record.epoch);
+            let range = model::ClusterRange::new(record.cluster, record.count)
+                .ok_or(Gap::Damaged { from: record.position, to: record.end(), last: core.last_lsn() })?;
+            let change = match record.op {
+                Op::Write => {
+                    Change::Write { cluster: record.cluster, data, checksums: record.checksums.clone() }
+                }
+                Op::Trim => Change::Unmap { range, kind: UnmapKind::Trim },
+                Op::Zero => Change::Unmap { range, kind: UnmapKind::Zero },
+                Op::Start | Op::List => continue,
+            };
+            core.replay(Replayed { lsn, epoch, change, stamp, placement });
+        }
+        tracing::debug!(%vdisk, replayed = plan.records.len(), "log replayed");
+        // The rest of this vDisk's records is in the backend, or never counted: its space is free.
+        let mut state = self.state();
+        for found in state.unclaimed.remove(&vdisk).unwrap_or_default() {
+            if !kept.contains_key(&found.record.position) {
+                state.log.release(found.record.lap, found.record.len() as u64);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn judge(error: &OpenError) -> Verdict {
+    match error {
+        OpenError::Gap(gap) => Verdict::End(Slot::Gap(gap.to_string())),
+        OpenError::NotOwner => Verdict::End(Slot::Fenced(error.to_string())),
+        OpenError::Backend(BackendError::Refused(WireError { code, .. })) if *code == proxy_code::FENCED => {
+            // A later claim of ours or another's raised it; the record says whose it is.
+            Verdict::Again(error.to_string())
+        }
+        OpenError::Backend(BackendError::Refused(WireError { code, .. }))
+            if *code == proxy_code::NO_NAMESPACE =>
+        {
+            Verdict::End(Slot::Gap("the vDisk's namespace doesn't exist in the backend".to_owned()))
+        }
+        OpenError::Facts(_)
+        | OpenError::Backend(_)
+        | OpenError::Map(_)
+        | OpenError::Log(_)
+        | OpenError::Tlog { .. }
+        | OpenError::Chain { .. }
+        | OpenError::Deleting
+        | OpenError::Task(_) => Verdict::Again(error.to_string()),
+    }
+}
+

@@ -1,0 +1,279 @@
+//! The loop around the state: what was placed is appended, what must be durable is synced, ragged clusters are read.
+//!
+//! Appends run on the one thread that also reads sockets: a write into the page cache of a preallocated file costs a few
+//! microseconds, a hand-over to another thread costs more than that, and what queued while the loop was busy goes out in
+//! one vectored write. Syncs, which take milliseconds, never run there.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use model::{Cluster, RouterId, VdiskId};
+use runtime::clock::boot_now;
+use runtime::peer::Identity;
+use runtime::shutdown::Shutdown;
+use tokio::sync::Notify;
+use wire::WireError;
+use wire::router::{RouterAddress, code};
+
+use crate::backend::Backend;
+use crate::config::Config;
+use crate::facts::Facts;
+use crate::frames::{Frames, ReadError};
+use crate::log_disk::LogDisk;
+use crate::map_store::MapStore;
+use crate::reader::Content;
+use crate::state::{Action, Ragged, State};
+
+/// How often a router that runs short looks for space by itself.
+const RELIEF_TICK: Duration = Duration::from_millis(200);
+
+/// Everything a running router has.
+pub struct Router {
+    pub config: Config,
+    pub id: RouterId,
+    pub identity: Arc<Identity>,
+    pub addresses: Vec<String>,
+    pub facts: Facts,
+    pub backend: Backend,
+    pub frames: Frames,
+    pub maps: MapStore,
+    pub disk: Arc<LogDisk>,
+    /// The other routers, as last read from arakoon.
+    pub others: Mutex<(u64, Vec<RouterAddress>)>,
+    state: Mutex<State>,
+    append: Notify,
+    /// Ends the tasks of this router.
+    pub stop: Shutdown,
+    /// Set when the router can't go on: why.
+    failure: Mutex<Option<String>>,
+}
+
+/// What [`Router::new`] is made of.
+pub struct Parts {
+    pub config: Config,
+    pub id: RouterId,
+    pub identity: Arc<Identity>,
+    pub addresses: Vec<String>,
+    pub facts: Facts,
+    pub backend: Backend,
+    pub maps: MapStore,
+    pub disk: Arc<LogDisk>,
+    pub state: State,
+}
+
+impl Router {
+    #[must_use]
+    pub fn new(parts: Parts) -> Arc<Self> {
+        let Parts { config, id, identity, addresses, facts, backend, maps, disk, state } = parts;
+        let frames = Frames::new(config.read_cache, backend.clone());
+        Arc::new(Self {
+            config,
+            id,
+            identity,
+            addresses,
+            facts,
+            backend,
+            frames,
+            maps,
+            disk,
+            others: Mutex::default(),
+            state: Mutex::new(state),
+            append: Notify::new(),
+            stop: Shutdown::new(),
+            failure: Mutex::default(),
+        })
+    }
+
+    /// One thread takes this lock, so it is never waited for; it is a lock because tasks must be `Send`.
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Why the router can't go on, if it can't.
+    #[must_use]
+    pub fn failure(&self) -> Option<String> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn me(&self) -> RouterAddress {
+        RouterAddress { router: self.id, addresses: self.addresses.clone() }
+    }
+
+    /// Something was placed or wants a sync: the append loop runs when the requests read so far are done.
+    pub fn wake_append(&self) {
+        self.append.notify_one();
+    }
+
+    /// Appends until stopped.
+    pub async fn append_loop(self: Arc<Self>) {
+        loop {
+            tokio::select! {
+                () = self.append.notified() => {}
+                () = self.stop.wait() => return,
+            }
+            self.append_now();
+        }
+    }
+
+    /// Looks after space until stopped, also when nobody writes.
+    pub async fn relief_loop(self: Arc<Self>) {
+        let mut tick = tokio::time::interval(RELIEF_TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = tick.tick() => {}
+                () = self.stop.wait() => return,
+            }
+            self.state().relieve();
+            self.wake_append();
+        }
+    }
+
+    /// Writes what is placed, answers, starts the sync and the segment that are wanted.
+    fn append_now(self: &Arc<Self>) {
+        let mut state = self.state();
+        if state.log_failed {
+            return;
+        }
+        if state.has_answers() {
+            let batch = state.take_batch();
+            if let Err(error) = self.disk.append(&batch) {
+                drop(state);
+                self.fail(&error.to_string());
+                return;
+            }
+            state.appended(batch);
+        }
+        if state.wants_sync()
+            && let Some(job) = state.log.begin_sync()
+        {
+            let router = Arc::clone(self);
+            tokio::spawn(async move {
+                let disk = Arc::clone(&router.disk);
+                let synced = tokio::task::spawn_blocking(move || disk.sync(&job.files)).await;
+                match synced {
+                    Ok(Ok(())) => router.synced(),
+                    Ok(Err(error)) => router.fail(&error.to_string()),
+                    Err(error) => router.fail(&error.to_string()),
+                }
+            });
+        }
+        if !state.preparing
+            && let Some(file) = state.log.file_wanted()
+        {
+            state.preparing = true;
+            let router = Arc::clone(self);
+            tokio::spawn(async move { router.prepare(file).await });
+        }
+    }
+
+    fn synced(self: &Arc<Self>) {
+        let mut actions = Vec::new();
+        let mut state = self.state();
+        state.log.sync_done();
+        state.answer_synced();
+        state.unstall(&mut actions);
+        drop(state);
+        self.run_actions(actions);
+        self.append_now();
+    }
+
+    async fn prepare(self: Arc<Self>, file: u32) {
+        let disk = Arc::clone(&self.disk);
+        let prepared = tokio::task::spawn_blocking(move || disk.prepare(file)).await;
+        let mut actions = Vec::new();
+        match prepared {
+            Ok(Ok(())) => {
+                let mut state = self.state();
+                state.preparing = false;
+                state.log.file_ready(file);
+                state.unstall(&mut actions);
+            }
+            Ok(Err(error)) => {
+                // A full disk: writers wait until there is space, and an operator is told why.
+                tracing::error!(%error, "a log segment can't be made; writes wait when the others are full");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                self.state().preparing = false;
+            }
+            Err(error) => self.fail(&error.to_string()),
+        }
+        self.run_actions(actions);
+        self.wake_append();
+    }
+
+    /// The log can't be trusted any more: nobody is acknowledged, and the process ends. A restart scans anew.
+    pub fn fail(&self, reason: &str) {
+        tracing::error!(reason, "the write log failed, stopping");
+        let error = WireError::fatal(wire::error::code::STOPPING, format!("the router's write log failed: {reason}"));
+        self.state().fail_all(&error);
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| reason.to_owned());
+        self.stop.trigger();
+    }
+
+    /// Log space came free.
+    pub fn space_freed(self: &Arc<Self>) {
+        let mut actions = Vec::new();
+        self.state().unstall(&mut actions);
+        self.run_actions(actions);
+        self.wake_append();
+    }
+
+    pub fn run_actions(self: &Arc<Self>, mut actions: Vec<Action>) {
+        while let Some(action) = actions.pop() {
+            let router = Arc::clone(self);
+            match action {
+                Action::ReadRagged { vdisk, ticket, clusters } => {
+                    // Mostly in memory: then no task is needed.
+                    if let Some(content) = self.peek_all(vdisk, &clusters) {
+                        let ragged = ragged_of(clusters, content);
+                        self.state().ragged_read(vdisk, ticket, Ok(ragged), &mut actions);
+                        self.wake_append();
+                        continue;
+                    }
+                    tokio::spawn(async move {
+                        let content = router.read_clusters(vdisk, &clusters).await;
+                        let content = content.map(|content| ragged_of(clusters, content));
+                        let content = content.map_err(|error| unreadable(&error));
+                        let mut actions = Vec::new();
+                        router.state().ragged_read(vdisk, ticket, content, &mut actions);
+                        router.wake_append();
+                        router.run_actions(actions);
+                    });
+                }
+                Action::RunGate(vdisk) => {
+                    tokio::spawn(async move { router.run_gate(vdisk).await });
+                }
+            }
+        }
+    }
+
+    async fn run_gate(self: Arc<Self>, vdisk: VdiskId) {
+        loop {
+            let mut actions = Vec::new();
+            let wait = self.state().drain_gate(vdisk, boot_now(), &mut actions);
+            self.run_actions(actions);
+            self.wake_append();
+            match wait {
+                None => return,
+                Some(wait) => tokio::time::sleep(wait).await,
+            }
+        }
+    }
+}
+
+fn ragged_of(clusters: Vec<Cluster>, content: Vec<Content>) -> Ragged {
+    let pairs = clusters.into_iter().zip(content);
+    pairs
+        .map(|(cluster, content)| match content {
+            Content::Data(data, _) => (cluster, Some(data)),
+            Content::Zero => (cluster, None::<Bytes>),
+        })
+        .collect()
+}
+
+/// L5: an I/O error, never zeroes.
+#[must_use]
+pub fn unreadable(error: &ReadError) -> WireError {
+    WireError::retry(code::UNREADABLE, error.to_string())
+}

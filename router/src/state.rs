@@ -1,0 +1,730 @@
+//! What the router knows in memory: its log, its vDisks, and who waits for what. One owner, one thread, one lock.
+//!
+//! ```text
+//!  request ──▶ gate (log or memory short) ──▶ range lock (ragged or behind one) ──▶ apply ──▶ append ──▶ answer
+//!                                                                                     │                  ▲
+//!                                                                                     └ stalled (log full)┘ sync, when durable
+//! ```
+//!
+//! Invariant: changes of one vDisk are applied in the order in which their requests overlap; an answer leaves only after
+//! its records are in the page cache, and a durable one only after the log is synced through them.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use model::{AttachmentGeneration, ByteRange, Cluster, Epoch, Incarnation, Lsn, Now, ObjectId, RequestSeq, VdiskId};
+use router_core::log::pool::Batch;
+use router_core::log::{Found, Log, Scan};
+use router_core::plan::{self, UnmapStep};
+use router_core::quota::{Usage, Verdict, minimum};
+use router_core::range_lock::{RangeLock, Ticket};
+use router_core::tlog::Tlog;
+use router_core::volume::{Change, Stamp, Volume};
+use router_core::{CLUSTER, crc32c};
+use runtime::rpc::Responder;
+use tokio::sync::{Notify, watch};
+use wire::facts::{AttachmentsRecord, VdiskRecord};
+use wire::router::{Applied, AttachMode, Flushed, UnmapKind, code};
+use wire::{ErrorClass, WireError};
+
+/// What a request changes.
+#[derive(Debug)]
+pub enum JobKind {
+    Write(Bytes, Vec<u32>),
+    Unmap(UnmapKind),
+}
+
+/// A write or unmap on its way.
+#[derive(Debug)]
+pub struct Job {
+    pub vdisk: VdiskId,
+    pub range: ByteRange,
+    pub kind: JobKind,
+    pub generation: AttachmentGeneration,
+    pub seq: RequestSeq,
+    pub durable: bool,
+    pub responder: Responder,
+    /// The same request again, after a reconnect: answered along with the first.
+    pub again: Vec<Responder>,
+}
+
+impl Job {
+    fn fail(self, error: &WireError) {
+        for responder in self.again {
+            responder.fail(error.clone());
+        }
+        self.responder.fail(error.clone());
+    }
+}
+
+/// A job that has its changes but not (all of) its log space.
+#[derive(Debug)]
+struct Stalled {
+    job: Job,
+    changes: VecDeque<Change>,
+    ticket: Option<Ticket>,
+}
+
+#[derive(Debug)]
+struct Gated {
+    job: Job,
+    since: Now,
+}
+
+/// Applied, and in the batch that is written next.
+#[derive(Debug)]
+struct Ack {
+    responder: Responder,
+    epoch: Epoch,
+    lsn: Lsn,
+    end: u64,
+    durable: bool,
+}
+
+/// Waits for the log to be synced.
+#[derive(Debug)]
+pub struct SyncWaiter {
+    pub responder: Responder,
+    pub epoch: Epoch,
+    pub lsn: Lsn,
+    pub end: u64,
+    pub is_flush: bool,
+}
+
+impl SyncWaiter {
+    pub fn answer(self) {
+        let Self { responder, epoch, lsn, .. } = self;
+        if self.is_flush {
+            responder.reply(&Flushed { epoch, lsn }, Bytes::new());
+        } else {
+            responder.reply(&Applied { epoch, lsn }, Bytes::new());
+        }
+    }
+}
+
+/// An attached edge.
+#[derive(Debug, Clone)]
+pub struct Session {
+    pub edge_name: String,
+    pub mode: AttachMode,
+    /// Of the edge's process: tells whether its connection is still there.
+    pub incarnation: Incarnation,
+    pub connected: bool,
+}
+
+/// A vDisk that is served.
+#[derive(Debug)]
+pub struct Serving {
+    pub core: Volume,
+    pub record: VdiskRecord,
+    pub attachments: AttachmentsRecord,
+    pub sessions: BTreeMap<AttachmentGeneration, Session>,
+    /// Writers whose replay isn't complete: reads wait for them (P6).
+    pub awaiting: BTreeSet<AttachmentGeneration>,
+    locks: RangeLock,
+    /// Jobs that hold or wait for a lock.
+    locked: BTreeMap<Ticket, Job>,
+    gate: VecDeque<Gated>,
+    gate_runs: bool,
+    stalled: VecDeque<Stalled>,
+    /// Log position behind this vDisk's newest record.
+    pub last_end: u64,
+    pub committer: Arc<Notify>,
+    pub committed: watch::Sender<Lsn>,
+    pub tlogs: BTreeMap<ObjectId, Arc<Tlog>>,
+    /// Why the backend doesn't take what is pending, if it doesn't.
+    pub degraded: Option<String>,
+    /// A page failed its checksum: the committer rebuilds the map.
+    pub map_damaged: bool,
+    pub objects: u64,
+    /// Where the last read of this vDisk ended, and how many in a row were sequential.
+    pub read_end: u64,
+    pub read_streak: u32,
+}
+
+impl Serving {
+    #[must_use]
+    pub fn new(core: Volume, record: VdiskRecord, attachments: AttachmentsRecord, objects: u64) -> Self {
+        let committed = watch::Sender::new(core.committed_lsn());
+        Self {
+            core,
+            record,
+            attachments,
+            sessions: BTreeMap::new(),
+            awaiting: BTreeSet::new(),
+            locks: RangeLock::default(),
+            locked: BTreeMap::new(),
+            gate: VecDeque::new(),
+            gate_runs: false,
+            stalled: VecDeque::new(),
+            last_end: 0,
+            committer: Arc::new(Notify::new()),
+            committed,
+            tlogs: BTreeMap::new(),
+            degraded: None,
+            map_damaged: false,
+            objects,
+            read_end: 0,
+            read_streak: 0,
+        }
+    }
+
+    /// The session of a request, or why it is refused.
+    ///
+    /// # Errors
+    /// `ATTACHMENT_FENCED` or `NOT_ATTACHED`.
+    pub fn session(&self, generation: AttachmentGeneration) -> Result<&Session, WireError> {
+        if let Some(session) = self.sessions.get(&generation) {
+            return Ok(session);
+        }
+        let live = self.attachments.live.iter().any(|live| live.generation == generation);
+        if generation <= self.attachments.last_generation && !live {
+            let message = "another edge took this vDisk over, or this attachment was ended".to_owned();
+            return Err(WireError::refuse(code::ATTACHMENT_FENCED, message));
+        }
+        Err(WireError::refuse(code::NOT_ATTACHED, "not attached here: attach again"))
+    }
+
+    /// Unmounts what waits, when the vDisk stops being served here.
+    pub fn fail_waiting(&mut self, error: &WireError) {
+        let gated = std::mem::take(&mut self.gate).into_iter().map(|gated| gated.job);
+        let stalled = std::mem::take(&mut self.stalled).into_iter().map(|stalled| stalled.job);
+        let locked = std::mem::take(&mut self.locked).into_values();
+        for job in gated.chain(stalled).chain(locked) {
+            job.fail(error);
+        }
+        self.locks = RangeLock::default();
+    }
+
+    /// Drops what a fenced attachment has queued (P4).
+    pub fn drop_queue_of(&mut self, generation: AttachmentGeneration, error: &WireError) {
+        let (fenced, kept): (VecDeque<_>, VecDeque<_>) =
+            std::mem::take(&mut self.gate).into_iter().partition(|gated| gated.job.generation == generation);
+        self.gate = kept;
+        for gated in fenced {
+            gated.job.fail(error);
+        }
+    }
+
+    fn queued_again(&mut self, job: Job) -> Option<Job> {
+        let same = |other: &Job| other.generation == job.generation && other.seq == job.seq;
+        let gated = self.gate.iter_mut().map(|gated| &mut gated.job);
+        let stalled = self.stalled.iter_mut().map(|stalled| &mut stalled.job);
+        let mut waiting = gated.chain(stalled).chain(self.locked.values_mut());
+        match waiting.find(|other| same(other)) {
+            Some(first) => {
+                first.again.push(job.responder);
+                None
+            }
+            None => Some(job),
+        }
+    }
+
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.gate.is_empty() && self.stalled.is_empty() && self.locked.is_empty()
+    }
+}
+
+/// What this router does with a vDisk it owns.
+#[derive(Debug)]
+pub enum Slot {
+    /// Claiming and recovering.
+    Opening,
+    Serving(Box<Serving>),
+    /// Something is missing: an operator decides (L7).
+    Gap(String),
+    /// Another router or an operator claimed it (L4).
+    Fenced(String),
+    Deleting,
+}
+
+impl Slot {
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Opening => "recovering",
+            Self::Serving(_) => "serving",
+            Self::Gap(_) => "gap",
+            Self::Fenced(_) => "fenced",
+            Self::Deleting => "deleting",
+        }
+    }
+}
+
+/// Work that the caller starts after letting go of the lock.
+#[derive(Debug)]
+pub enum Action {
+    /// Read these clusters, then [`State::ragged_read`].
+    ReadRagged { vdisk: VdiskId, ticket: Ticket, clusters: Vec<Cluster> },
+    /// Call [`State::drain_gate`] until it says done.
+    RunGate(VdiskId),
+}
+
+/// Content of ragged clusters: `None` = unmapped.
+pub type Ragged = BTreeMap<Cluster, Option<Bytes>>;
+
+/// All of it.
+#[derive(Debug)]
+pub struct State {
+    pub log: Log,
+    batch: Batch,
+    acks: Vec<Ack>,
+    syncs: Vec<SyncWaiter>,
+    pub volumes: BTreeMap<VdiskId, Slot>,
+    /// What the scan found, until each vDisk took its part.
+    pub scan: Scan,
+    pub unclaimed: BTreeMap<VdiskId, Vec<Found>>,
+    pending_bytes: u64,
+    overlay_limit: u64,
+    next_ticket: Ticket,
+    pub preparing: bool,
+    pub log_failed: bool,
+    pub stopping: bool,
+}
+
+impl State {
+    #[must_use]
+    pub fn new(log: Log, batch: Batch, scan: Scan, overlay_limit: u64) -> Self {
+        let mut log = log;
+        let mut unclaimed: BTreeMap<VdiskId, Vec<Found>> = BTreeMap::new();
+        for found in &scan.records {
+            // Nothing of what was found is overwritten before its vDisk has decided about it.
+            log.pin(found.record.lap, found.record.len() as u64);
+            unclaimed.entry(found.record.vdisk).or_default().push(found.clone());
+        }
+        Self {
+            log,
+            batch,
+            acks: Vec::new(),
+            syncs: Vec::new(),
+            volumes: BTreeMap::new(),
+            scan,
+            unclaimed,
+            pending_bytes: 0,
+            overlay_limit,
+            next_ticket: 0,
+            preparing: false,
+            log_failed: false,
+            stopping: false,
+        }
+    }
+
+    /// Bytes of data in memory that aren't in the backend yet.
+    #[must_use]
+    pub const fn pending_bytes(&self) -> u64 {
+        self.pending_bytes
+    }
+
+    pub const fn add_pending(&mut self, bytes: u64) {
+        self.pending_bytes += bytes;
+    }
+
+    /// # Errors
+    /// What the caller of a vDisk that isn't served here is told.
+    pub fn serving(&mut self, vdisk: VdiskId) -> Result<&mut Serving, WireError> {
+        match self.volumes.get_mut(&vdisk) {
+            Some(Slot::Serving(serving)) => Ok(serving),
+            Some(Slot::Opening) => {
+                Err(WireError::retry(code::RECOVERING, "the vDisk is being opened here; try again"))
+            }
+            Some(Slot::Gap(reason)) => Err(WireError::refuse(code::GAP, reason.clone())),
+            Some(Slot::Fenced(reason)) => {
+                Err(WireError::new(ErrorClass::Redirect, code::NOT_OWNER, reason.clone()))
+            }
+            Some(Slot::Deleting) => Err(WireError::refuse(code::NO_VDISK, "the vDisk is being deleted")),
+            None => Err(WireError::refuse(code::NOT_ATTACHED, "the vDisk isn't served here: locate it again")),
+        }
+    }
+
+    /// A write or unmap that passed its checks.
+    pub fn submit(&mut self, job: Job, now: Now, actions: &mut Vec<Action>) {
+        let vdisk = job.vdisk;
+        let Some(Slot::Serving(serving)) = self.volumes.get_mut(&vdisk) else { return };
+        if serving.core.applied().contains(job.generation, job.seq) {
+            // P3: applied already; acknowledged with a position at or behind the original's.
+            let (epoch, lsn, end) = (serving.core.epoch(), serving.core.last_lsn(), serving.last_end);
+            let Job { responder, durable, .. } = job;
+            self.acks.push(Ack { responder, epoch, lsn, end, durable });
+            return;
+        }
+        let busy = !serving.is_idle();
+        let job = if busy {
+            match serving.queued_again(job) {
+                Some(job) => job,
+                None => return,
+            }
+        } else {
+            job
+        };
+        let waits = !serving.gate.is_empty() || !serving.stalled.is_empty();
+        if waits || self.admit(vdisk, job.range.len()) != Verdict::Now {
+            let Some(Slot::Serving(serving)) = self.volumes.get_mut(&vdisk) else { return };
+            serving.gate.push_back(Gated { job, since: now });
+            if !serving.gate_runs {
+                serving.gate_runs = true;
+                actions.push(Action::RunGate(vdisk));
+            }
+            return;
+        }
+        self.start(job, actions);
+    }
+
+    fn admit(&self, vdisk: VdiskId, bytes: u64) -> Verdict {
+        let (log_capacity, log_used) = (self.log.capacity(), self.log.used());
+        let pending = self.pending_bytes;
+        if log_used + bytes <= log_capacity / 2 && pending + bytes <= self.overlay_limit / 2 {
+            return Verdict::Now;
+        }
+        let mut log = Usage { capacity: log_capacity, used: log_used, own: 0, reserved_by_others: 0, sharers: 0 };
+        let mut memory =
+            Usage { capacity: self.overlay_limit, used: pending, own: 0, reserved_by_others: 0, sharers: 0 };
+        let serving = || {
+            self.volumes.values().filter_map(|slot| match slot {
+                Slot::Serving(serving) => Some(serving),
+                Slot::Opening | Slot::Gap(_) | Slot::Fenced(_) | Slot::Deleting => None,
+            })
+        };
+        let sharers = serving().count() as u64;
+        for serving in serving() {
+            let (own_log, own_memory) = (serving.core.log_bytes(), serving.core.pending_bytes());
+            if serving.core.vdisk() == vdisk {
+                (log.own, memory.own) = (own_log, own_memory);
+            } else {
+                log.reserved_by_others += minimum(log.capacity, sharers).saturating_sub(own_log);
+                memory.reserved_by_others += minimum(memory.capacity, sharers).saturating_sub(own_memory);
+            }
+        }
+        (log.sharers, memory.sharers) = (sharers, sharers);
+        // An idle router admits anything that fits its log, however small the limits.
+        if pending == 0 {
+            return Verdict::Now;
+        }
+        log.admit(bytes).and(memory.admit(bytes))
+    }
+
+    /// Lets gated jobs through. Returns how long to wait before the next try; `None` = the gate is empty.
+    pub fn drain_gate(
+        &mut self,
+        vdisk: VdiskId,
+        now: Now,
+        actions: &mut Vec<Action>,
+    ) -> Option<std::time::Duration> {
+        const RECHECK: std::time::Duration = std::time::Duration::from_millis(20);
+        loop {
+            let Some(Slot::Serving(serving)) = self.volumes.get_mut(&vdisk) else { return None };
+            if !serving.stalled.is_empty() {
+                return Some(RECHECK);
+            }
+            let Some(front) = serving.gate.front() else {
+                serving.gate_runs = false;
+                return None;
+            };
+            let (bytes, waited) = (front.job.range.len(), now.since(front.since));
+            match self.admit(vdisk, bytes) {
+                Verdict::Now => {}
+                Verdict::After(delay) if delay <= waited => {}
+                Verdict::After(delay) => return Some((delay - waited).min(RECHECK)),
+                Verdict::Wait => {
+                    self.relieve();
+                    return Some(RECHECK);
+                }
+            }
+            let Some(Slot::Serving(serving)) = self.volumes.get_mut(&vdisk) else { return None };
+            let job = serving.gate.pop_front().expect("just seen").job;
+            self.start(job, actions);
+        }
+    }
+
+    /// Past the gate: takes the range lock if anything ragged or overlapping is about.
+    fn start(&mut self, job: Job, actions: &mut Vec<Action>) {
+        let vdisk = job.vdisk;
+        let ragged = !job.range.is_aligned();
+        let touched = job.range.clusters_touched();
+        let Some(Slot::Serving(serving)) = self.volumes.get_mut(&vdisk) else { return };
+        if !ragged && (serving.locks.is_idle() || serving.locks.is_free(touched)) {
+            let changes = changes_of(&job, &Ragged::new());
+            self.apply(job, changes, None);
+            return;
+        }
+        self.next_ticket += 1;
+        let ticket = self.next_ticket;
+        let held = serving.locks.acquire(ticket, touched);
+        serving.locked.insert(ticket, job);
+        if held {
+            self.locked(vdisk, ticket, actions);
+        }
+    }
+
+    /// A job got its lock: its ragged clusters are read first.
+    fn locked(&mut self, vdisk: VdiskId, ticket: Ticket, actions: &mut Vec<Action>) {
+        let Some(Slot::Serving(serving)) = self.volumes.get_mut(&vdisk) else { return };
+        let Some(job) = serving.locked.get(&ticket) else { return };
+        // Also when nothing is ragged: a long queue behind one lock is worked off by the caller's loop, not by recursion.
+        actions.push(Action::ReadRagged { vdisk, ticket, clusters: plan::ragged(job.range) });
+    }
+
+    /// The ragged clusters of a locked job were read.
+    pub fn ragged_read(
+        &mut self,
+        vdisk: VdiskId,
+        ticket: Ticket,
+        content: Result<Ragged, WireError>,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(Slot::Serving(serving)) = self.volumes.get_mut(&vdisk) else { return };
+        let Some(job) = serving.locked.remove(&ticket) else { return };
+        match content {
+            Ok(content) => {
+                let changes = changes_of(&job, &content);
+                if self.apply(job, changes, Some(ticket)) {
+                    self.unlock(vdisk, ticket, actions);
+                }
+            }
+            Err(error) => {
+                job.fail(&error);
+                self.unlock(vdisk, ticket, actions);
+            }
+        }
+    }
+
+    fn unlock(&mut self, vdisk: VdiskId, ticket: Ticket, actions: &mut Vec<Action>) {
+        let Some(Slot::Serving(serving)) = self.volumes.get_mut(&vdisk) else { return };
+        for granted in serving.locks.release(ticket) {
+            self.locked(vdisk, granted, actions);
+        }
+    }
+
+    /// True when wholly applied; false when it waits for log space, still holding its lock.
+    fn apply(&mut self, job: Job, mut changes: VecDeque<Change>, ticket: Option<Ticket>) -> bool {
+        let Some(Slot::Serving(serving)) = self.volumes.get_mut(&job.vdisk) else { return true };
+        let (units, before) = (serving.core.units(), serving.core.pending_bytes());
+        if changes.is_empty() {
+            // Zeroing what is unmapped changes nothing; the sequence is applied all the same.
+            serving.core.applied_mut().insert(job.generation, job.seq);
+        }
+        while let Some(change) = changes.pop_front() {
+            let last = changes.is_empty();
+            let stamp = Stamp { generation: job.generation, seq: job.seq, last };
+            let entry = serving.core.entry(&change, stamp);
+            match self.log.place(&entry, &mut self.batch) {
+                Ok(placement) => {
+                    serving.last_end = placement.end;
+                    serving.core.accept(change, stamp, placement);
+                }
+                Err(_) => {
+                    changes.push_front(change);
+                    self.pending_bytes += serving.core.pending_bytes() - before;
+                    serving.stalled.push_back(Stalled { job, changes, ticket });
+                    return false;
+                }
+            }
+        }
+        self.pending_bytes += serving.core.pending_bytes() - before;
+        if serving.core.units() != units {
+            serving.committer.notify_one();
+        }
+        let (epoch, lsn, end) = (serving.core.epoch(), serving.core.last_lsn(), serving.last_end);
+        let Job { responder, again, durable, .. } = job;
+        for responder in again {
+            self.acks.push(Ack { responder, epoch, lsn, end, durable });
+        }
+        self.acks.push(Ack { responder, epoch, lsn, end, durable });
+        true
+    }
+
+    /// Log space came free: goes on with what stalled.
+    pub fn unstall(&mut self, actions: &mut Vec<Action>) {
+        self.log.reserve(&mut self.batch);
+        let vdisks: Vec<VdiskId> = self.volumes.keys().copied().collect();
+        for vdisk in vdisks {
+            while let Some(Slot::Serving(serving)) = self.volumes.get_mut(&vdisk)
+                && let Some(stalled) = serving.stalled.pop_front()
+            {
+                let Stalled { job, changes, ticket } = stalled;
+                if !self.apply(job, changes, ticket) {
+                    // It went to the back; it belongs to the front.
+                    if let Some(Slot::Serving(serving)) = self.volumes.get_mut(&vdisk)
+                        && let Some(stalled) = serving.stalled.pop_back()
+                    {
+                        serving.stalled.push_front(stalled);
+                    }
+                    return;
+                }
+                if let Some(ticket) = ticket {
+                    self.unlock(vdisk, ticket, actions);
+                }
+            }
+        }
+    }
+
+    /// When space runs short: seals units that hold the oldest segment or much memory, so that they are stored and
+    /// freed; copies the last records of nearly dead segments forward (P9).
+    pub fn relieve(&mut self) {
+        let log_short = self.log.capacity() / 2 < self.log.used();
+        let memory_short = self.overlay_limit / 2 < self.pending_bytes;
+        if !log_short && !memory_short {
+            return;
+        }
+        let oldest = self.log.oldest();
+        let dying = self.log.nearly_dead().filter(|_| log_short);
+        let share = self.overlay_limit / 4;
+        for slot in self.volumes.values_mut() {
+            let Slot::Serving(serving) = slot else { continue };
+            let pins_oldest = oldest.is_some_and(|lap| serving.core.oldest_lap() == Some(lap));
+            let hoards = memory_short && share < serving.core.pending_bytes();
+            if pins_oldest || hoards {
+                serving.core.seal();
+                serving.committer.notify_one();
+            }
+            if let Some(lap) = dying {
+                copy_forward(serving, lap, &mut self.log, &mut self.batch);
+            }
+        }
+    }
+
+    /// A flush: answered at once when everything of the vDisk is durable, else after the next sync.
+    pub fn flush(&mut self, vdisk: VdiskId, responder: Responder) {
+        let synced = self.log.synced();
+        let Some(Slot::Serving(serving)) = self.volumes.get_mut(&vdisk) else { return };
+        let (epoch, lsn, end) = (serving.core.epoch(), serving.core.last_lsn(), serving.last_end);
+        let waiter = SyncWaiter { responder, epoch, lsn, end, is_flush: true };
+        if end <= synced {
+            waiter.answer();
+        } else {
+            self.syncs.push(waiter);
+        }
+    }
+
+    /// Everything that is to be written now, and who is answered then.
+    pub fn take_batch(&mut self) -> Batch {
+        std::mem::take(&mut self.batch)
+    }
+
+    /// The batch is in the page cache.
+    pub fn appended(&mut self, mut batch: Batch) {
+        batch.clear();
+        if self.batch.is_empty() {
+            self.batch = batch;
+        }
+        let synced = self.log.synced();
+        for ack in self.acks.drain(..) {
+            let Ack { responder, epoch, lsn, end, durable } = ack;
+            let waiter = SyncWaiter { responder, epoch, lsn, end, is_flush: false };
+            if durable && synced < end { self.syncs.push(waiter) } else { waiter.answer() }
+        }
+    }
+
+    /// The log is synced further: answers whom that covers.
+    pub fn answer_synced(&mut self) {
+        let synced = self.log.synced();
+        let (done, waiting): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.syncs).into_iter().partition(|waiter| waiter.end <= synced);
+        self.syncs = waiting;
+        for waiter in done {
+            waiter.answer();
+        }
+    }
+
+    #[must_use]
+    pub fn wants_sync(&self) -> bool {
+        !self.syncs.is_empty() || self.log.wants_sync()
+    }
+
+    #[must_use]
+    pub fn has_answers(&self) -> bool {
+        !self.acks.is_empty() || !self.batch.is_empty()
+    }
+
+    /// Frees what a vDisk committed, and forgets it.
+    pub fn drop_through(&mut self, vdisk: VdiskId, lsn: Lsn) {
+        let Some(Slot::Serving(serving)) = self.volumes.get_mut(&vdisk) else { return };
+        let before = serving.core.pending_bytes();
+        for (lap, bytes) in serving.core.drop_through(lsn) {
+            self.log.release(lap, bytes);
+        }
+        self.pending_bytes -= before - serving.core.pending_bytes();
+        serving.committed.send_replace(serving.core.committed_lsn());
+    }
+
+    /// Takes a vDisk out of service; its log records stay pinned unless `release`.
+    pub fn stop_serving(&mut self, vdisk: VdiskId, slot: Option<Slot>, error: &WireError, release: bool) {
+        let old = match slot {
+            Some(slot) => self.volumes.insert(vdisk, slot),
+            None => self.volumes.remove(&vdisk),
+        };
+        if let Some(Slot::Serving(mut serving)) = old {
+            serving.fail_waiting(error);
+            self.pending_bytes -= serving.core.pending_bytes();
+            if release {
+                for (lap, bytes) in serving.core.placements() {
+                    self.log.release(lap, bytes);
+                }
+            }
+            serving.committer.notify_one();
+        }
+    }
+
+    /// The log failed: nobody who waits for it can be told yes.
+    pub fn fail_all(&mut self, error: &WireError) {
+        self.log_failed = true;
+        for ack in self.acks.drain(..) {
+            ack.responder.fail(error.clone());
+        }
+        for waiter in self.syncs.drain(..) {
+            waiter.responder.fail(error.clone());
+        }
+        for slot in self.volumes.values_mut() {
+            if let Slot::Serving(serving) = slot {
+                serving.fail_waiting(error);
+            }
+        }
+    }
+}
+
+fn copy_forward(serving: &mut Serving, lap: model::Lap, log: &mut Log, batch: &mut Batch) {
+    for (lsn, entry) in serving.core.records_in(lap) {
+        let Ok(placement) = log.place(&entry, batch) else { return };
+        serving.last_end = placement.end;
+        if let Some(old) = serving.core.moved(lsn, placement) {
+            log.release(old.lap, old.bytes);
+        }
+    }
+}
+
+/// What a job changes, given the content of its ragged clusters.
+fn changes_of(job: &Job, ragged: &Ragged) -> VecDeque<Change> {
+    match &job.kind {
+        JobKind::Write(payload, checksums) if job.range.is_aligned() => {
+            let cluster = job.range.clusters_touched().start;
+            let change = Change::Write { cluster, data: payload.clone(), checksums: checksums.clone() };
+            VecDeque::from([change])
+        }
+        JobKind::Write(payload, checksums) => {
+            let old = |cluster: Cluster| {
+                ragged.get(&cluster).cloned().flatten().unwrap_or_else(|| Bytes::from_static(&[0; CLUSTER]))
+            };
+            let data = plan::merge(job.range, payload, old);
+            let clusters = job.range.clusters_touched();
+            let whole = job.range.clusters_within();
+            let sums = clusters.iter().zip(data.chunks_exact(CLUSTER)).zip(checksums);
+            // A cluster that came whole keeps the checksum that the edge computed.
+            let sums = sums.map(|((c, data), sum)| if whole.contains(c) { *sum } else { crc32c(data) });
+            let checksums = sums.collect();
+            VecDeque::from([Change::Write { cluster: clusters.start, data, checksums }])
+        }
+        JobKind::Unmap(kind) => {
+            let old = |cluster: Cluster| ragged.get(&cluster).cloned().flatten();
+            let steps = plan::unmap(job.range, old).into_iter();
+            steps
+                .map(|step| match step {
+                    UnmapStep::Write(cluster, data) => {
+                        Change::Write { cluster, checksums: vec![crc32c(&data)], data }
+                    }
+                    UnmapStep::Range(range) => Change::Unmap { range, kind: *kind },
+                })
+                .collect()
+        }
+    }
+}
