@@ -1,1 +1,23 @@
-//! Finds the leader, retries exactly once.
+//! Talks to an arakoon cluster: finds the leader, retries until a deadline, and runs each transaction once.
+//!
+//! | module | does |
+//! |---|---|
+//! | [`transaction`] | builds a transaction |
+//! | [`error`] | what a caller can be told |
+//! | `client` | the operations |
+//! | `cluster` | which node to ask next, and what its refusal means |
+//! | `session` | request numbers, so that a repeated transaction runs once |
+//!
+//! Invariant: a transaction that was answered with an error other than `Unavailable { outcome_unknown: true }` did not
+//! happen and never will; one that was answered with a revision happened once, however often it was sent.
+
+mod client;
+mod cluster;
+mod error;
+mod session;
+mod transaction;
+
+pub use client::{ArakoonClient, DEADLINE_DEFAULT, PREFIX_ENTRIES_MAX};
+pub use error::{ReadError, TransactError};
+pub use transaction::Transaction;
+pub use wire::arakoon::{Assertion, AssertionFailed, Update};
