@@ -225,6 +225,11 @@ impl Cluster {
         )
     }
 
+    /// SIGKILL to the edge, if it runs: every connection ends, whatever its requests wait for.
+    pub fn kill_edge(&self) {
+        let _gone = self.kill9("edge-1");
+    }
+
     /// SIGKILL to the supervisor and every process at once, as when the power of the host fails.
     pub fn kill_all9(&mut self) -> anyhow::Result<()> {
         let deadline = Instant::now() + Duration::from_secs(20);

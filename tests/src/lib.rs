@@ -13,6 +13,7 @@
 //! | [`history`] | what was asked and answered, and the checker that judges what is read |
 //! | [`workload`] | a verifying load: random requests, each answer judged |
 //! | [`mount`] | a filesystem on a vDisk through nbdfuse and a loop device |
+//! | [`pattern`] | plain data as a function of a seed |
 //! | [`steps`] | several named checks on one cluster, all reported |
 //!
 //! Invariant: what a test starts ends with it: processes, mounts, loop devices, directories.
@@ -22,6 +23,7 @@ pub mod cluster;
 pub mod history;
 pub mod mount;
 pub mod nbd;
+pub mod pattern;
 pub mod stamp;
 pub mod steps;
 pub mod tool;
@@ -31,4 +33,27 @@ pub mod workload;
 #[must_use]
 pub fn soak() -> bool {
     std::env::var("HOLDFAST_SOAK").is_ok_and(|value| value == "1")
+}
+
+/// The first value under `key`, wherever in the document it stands.
+#[must_use]
+pub fn find<'a>(document: &'a serde_json::Value, key: &str) -> Option<&'a serde_json::Value> {
+    use serde_json::Value;
+    match document {
+        Value::Object(fields) => {
+            fields.get(key).or_else(|| fields.values().find_map(|value| find(value, key)))
+        }
+        Value::Array(values) => values.iter().find_map(|value| find(value, key)),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_key_is_found_at_any_depth() {
+        let document = serde_json::json!({"a": [{"b": 1}, {"c": {"d": 2}}]});
+        assert_eq!(super::find(&document, "d"), Some(&serde_json::json!(2)));
+        assert_eq!(super::find(&document, "x"), None);
+    }
 }
