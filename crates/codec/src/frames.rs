@@ -23,46 +23,47 @@ pub const MAX_OBJECT_BYTES: u32 = 128 << 20;
 
 /// Version of the encoded table.
 const TABLE_VERSION: u8 = 1;
-/// Version, suite, frame size, body kind, plain length.
+/// Version, suite, frame size class, body kind, plain length.
 const HEADER_BYTES: usize = 8;
+/// The frame size itself, behind the header, where its class is [`SIZE_OTHER`].
+const SIZE_BYTES: usize = 4;
+/// Class of the frame sizes that aren't a power of two; those that are have their exponent.
+const SIZE_OTHER: u8 = 0;
 /// CRC-32C over all before it.
 const TRAILER_BYTES: usize = 4;
 const BODY_ALL_RAW: u8 = 0;
 const BODY_LENGTHS: u8 = 1;
 
-/// Plain bytes per frame: a power of two from 4 KiB to 64 KiB.
+/// Plain bytes per frame: 4 KiB to 64 KiB and a little, for writers that put a trailer behind each 64 KiB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FrameSize {
-    log2: u8,
+    bytes: u32,
 }
 
 impl FrameSize {
-    pub const MIN: Self = Self { log2: 12 };
-    pub const MAX: Self = Self { log2: 16 };
-    pub const DEFAULT: Self = Self { log2: 14 };
+    pub const MIN: Self = Self { bytes: 4096 };
+    pub const MAX: Self = Self { bytes: 65_792 };
+    pub const DEFAULT: Self = Self { bytes: 16_384 };
 
-    /// `None` unless `bytes` is 4, 8, 16, 32 or 64 KiB.
+    /// `None` unless `bytes` is 4096 to 65,792.
     #[must_use]
     pub fn new(bytes: u32) -> Option<Self> {
-        if !bytes.is_power_of_two() {
-            return None;
-        }
-        u8::try_from(bytes.ilog2()).ok().and_then(Self::from_log2)
-    }
-
-    fn from_log2(log2: u8) -> Option<Self> {
-        (Self::MIN.log2..=Self::MAX.log2).contains(&log2).then_some(Self { log2 })
+        (Self::MIN.bytes..=Self::MAX.bytes).contains(&bytes).then_some(Self { bytes })
     }
 
     #[must_use]
     pub fn bytes(self) -> u32 {
-        1 << self.log2
+        self.bytes
     }
 
-    /// The exponent, as it is stored.
+    /// As it stands in formats: the exponent of a power of two, 0 for other sizes.
     #[must_use]
-    pub fn log2(self) -> u8 {
-        self.log2
+    pub fn class(self) -> u8 {
+        if self.bytes.is_power_of_two() {
+            u8::try_from(self.bytes.ilog2()).expect("an exponent below 32")
+        } else {
+            SIZE_OTHER
+        }
     }
 
     /// Frames of an object of that many plain bytes.
@@ -168,7 +169,7 @@ pub enum TableError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Bodies {
     AllRaw,
-    /// Body length − 1 of each frame: 1..=65536 in two bytes.
+    /// Of each frame: 0 = raw, else the length of its compressed body.
     Lengths(Vec<u16>),
 }
 
@@ -197,10 +198,11 @@ impl FrameTable {
         let mut lengths = Vec::with_capacity(body_lens.len());
         for (frame, body_len) in (0..frames).zip(body_lens) {
             let plain = plain_of(frame_size, plain_len, frame);
-            let stored = body_len.checked_sub(1).and_then(|n| u16::try_from(n).ok());
-            match stored {
-                Some(n) if *body_len <= plain => lengths.push(n),
-                Some(_) | None => {
+            match u16::try_from(*body_len) {
+                // Any raw frame, also one that is too long for two bytes.
+                _ if *body_len == plain => lengths.push(0),
+                Ok(n) if n > 0 && *body_len < plain => lengths.push(n),
+                Ok(_) | Err(_) => {
                     return Err(TableError::Body { frame, body_len: *body_len, plain_len: plain });
                 }
             }
@@ -257,7 +259,10 @@ impl FrameTable {
         let plain_len = plain_of(self.frame_size, self.plain_len, index);
         let body_len = match &self.bodies {
             Bodies::AllRaw => plain_len,
-            Bodies::Lengths(lengths) => u32::from(lengths[index as usize]) + 1,
+            Bodies::Lengths(lengths) => match lengths[index as usize] {
+                0 => plain_len,
+                body_len => u32::from(body_len),
+            },
         };
         Some(FrameInfo::new(self.suite, index, plain_len, body_len))
     }
@@ -280,9 +285,14 @@ impl FrameTable {
             Bodies::AllRaw => (BODY_ALL_RAW, [].as_slice()),
             Bodies::Lengths(lengths) => (BODY_LENGTHS, lengths.as_slice()),
         };
-        let mut out = Vec::with_capacity(HEADER_BYTES + 2 * lengths.len() + TRAILER_BYTES);
-        out.extend_from_slice(&[TABLE_VERSION, self.suite.code(), self.frame_size.log2, kind]);
+        let mut out =
+            Vec::with_capacity(HEADER_BYTES + SIZE_BYTES + 2 * lengths.len() + TRAILER_BYTES);
+        let class = self.frame_size.class();
+        out.extend_from_slice(&[TABLE_VERSION, self.suite.code(), class, kind]);
         out.extend_from_slice(&self.plain_len.to_le_bytes());
+        if class == SIZE_OTHER {
+            out.extend_from_slice(&self.frame_size.bytes.to_le_bytes());
+        }
         for length in lengths {
             out.extend_from_slice(&length.to_le_bytes());
         }
@@ -295,8 +305,8 @@ impl FrameTable {
         let short =
             TableError::Length { expected: HEADER_BYTES + TRAILER_BYTES, actual: bytes.len() };
         let (covered, sum) = bytes.split_last_chunk::<TRAILER_BYTES>().ok_or(short)?;
-        let (header, lengths) = covered.split_first_chunk::<HEADER_BYTES>().ok_or(short)?;
-        let [version, suite, log2, kind, plain_len @ ..] = *header;
+        let (header, rest) = covered.split_first_chunk::<HEADER_BYTES>().ok_or(short)?;
+        let [version, suite, class, kind, plain_len @ ..] = *header;
         // Before the checksum: a later version may keep it elsewhere.
         if version != TABLE_VERSION {
             return Err(TableError::Version(version));
@@ -306,8 +316,7 @@ impl FrameTable {
         }
         let suite = Suite::from_code(suite)
             .ok_or(TableError::Field { field: "suite", value: u32::from(suite) })?;
-        let frame_size = FrameSize::from_log2(log2)
-            .ok_or(TableError::Field { field: "frame size", value: u32::from(log2) })?;
+        let (frame_size, lengths) = decode_frame_size(class, rest)?;
         let plain_len = u32::from_le_bytes(plain_len);
         check_plain_len(plain_len)?;
         let wrong_kind = TableError::Field { field: "body kind", value: u32::from(kind) };
@@ -318,20 +327,43 @@ impl FrameTable {
         };
         if lengths.len() != 2 * in_table {
             return Err(TableError::Length {
-                expected: HEADER_BYTES + 2 * in_table + TRAILER_BYTES,
+                expected: bytes.len() - lengths.len() + 2 * in_table,
                 actual: bytes.len(),
             });
         }
         if kind == BODY_ALL_RAW {
             return Self::all_raw(suite, frame_size, plain_len);
         }
-        let body_lens: Vec<u32> = lengths
-            .chunks_exact(2)
-            .map(|pair| u32::from(u16::from_le_bytes([pair[0], pair[1]])) + 1)
-            .collect();
+        let mut body_lens = Vec::with_capacity(in_table);
+        for (frame, pair) in (0u32..).zip(lengths.chunks_exact(2)) {
+            let stored = u32::from(u16::from_le_bytes([pair[0], pair[1]]));
+            let plain = plain_of(frame_size, plain_len, frame);
+            // A raw frame has one spelling: 0.
+            if stored == plain {
+                return Err(TableError::Body { frame, body_len: stored, plain_len: plain });
+            }
+            body_lens.push(if stored == 0 { plain } else { stored });
+        }
         let table = Self::new(suite, frame_size, plain_len, &body_lens)?;
         // All raw spelled out in lengths would be a second encoding of the same table.
         if table.bodies == Bodies::AllRaw { Err(wrong_kind) } else { Ok(table) }
+    }
+}
+
+/// The frame size, and what lies behind it. A power of two is never spelled out.
+fn decode_frame_size(class: u8, rest: &[u8]) -> Result<(FrameSize, &[u8]), TableError> {
+    let wrong = |value| TableError::Field { field: "frame size", value };
+    if class != SIZE_OTHER {
+        let bytes = 1u32.checked_shl(u32::from(class)).ok_or(wrong(u32::from(class)))?;
+        return Ok((FrameSize::new(bytes).ok_or(wrong(u32::from(class)))?, rest));
+    }
+    let (size, rest) = rest
+        .split_first_chunk::<SIZE_BYTES>()
+        .ok_or(TableError::Length { expected: SIZE_BYTES, actual: rest.len() })?;
+    let bytes = u32::from_le_bytes(*size);
+    match FrameSize::new(bytes) {
+        Some(size) if size.class() == SIZE_OTHER => Ok((size, rest)),
+        Some(_) | None => Err(wrong(bytes)),
     }
 }
 

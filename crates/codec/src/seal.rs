@@ -80,7 +80,8 @@ impl ObjectSeal {
         aad[..8].copy_from_slice(&AAD_MAGIC);
         aad[8..24].copy_from_slice(&binding.attempt);
         aad[37] = suite.code();
-        aad[38] = frame_size.log2();
+        // 0 for sizes that aren't a power of two: every frame's own length is bound in any case.
+        aad[38] = frame_size.class();
         aad[40..44].copy_from_slice(&plain_len.to_le_bytes());
         // Last, so that its length needs no field: all before it is fixed.
         aad[AAD_FIXED..aad_len].copy_from_slice(binding.object);

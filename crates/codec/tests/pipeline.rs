@@ -242,18 +242,18 @@ const GOLDEN_CRCS: [u32; 4] = [3_553_324_844, 3_348_756_008, 1_247_510_507, 770_
 const GOLDEN_START: [u8; 8] = [60, 133, 178, 40, 134, 241, 21, 154];
 
 fn any_setup() -> impl Strategy<Value = Setup> {
-    (1u8..=10, 0u8..=5, any::<bool>(), 12u32..=16, 0u8..3).prop_map(|(k, m, sealed, log2, mode)| {
-        Setup {
+    (1u8..=10, 0u8..=5, any::<bool>(), 4096u32..=65_792, 0u8..3).prop_map(
+        |(k, m, sealed, size, mode)| Setup {
             suite: if sealed { Suite::Aes256Gcm } else { Suite::Crc32c },
-            frame_size: FrameSize::new(1 << log2).unwrap(),
+            frame_size: FrameSize::new(size).unwrap(),
             compression: match mode {
                 0 => Compression::Off,
                 1 => Compression::Adaptive(Level::DEFAULT),
                 _ => Compression::Always(Level::new(-3).unwrap()),
             },
             ..Setup::new(k, m)
-        }
-    })
+        },
+    )
 }
 
 proptest! {

@@ -3,11 +3,14 @@ use proptest::prelude::*;
 use super::*;
 
 #[test]
-fn frame_sizes_are_powers_of_two_from_4_to_64_kib() {
-    for good in [4096u32, 8192, 16384, 32768, 65536] {
-        assert_eq!(FrameSize::new(good).unwrap().bytes(), good);
+fn frame_sizes_lie_between_4_kib_and_64_kib_with_trailers() {
+    for (good, class) in
+        [(4096u32, 12), (8192, 13), (16384, 14), (65536, 16), (16448, 0), (65_792, 0)]
+    {
+        let size = FrameSize::new(good).unwrap();
+        assert_eq!((size.bytes(), size.class()), (good, class));
     }
-    for bad in [0u32, 1, 2048, 4095, 4097, 12288, 131_072, 1 << 31] {
+    for bad in [0u32, 1, 2048, 4095, 65_793, 131_072, 1 << 31] {
         assert_eq!(FrameSize::new(bad), None);
     }
 }
@@ -19,8 +22,8 @@ fn golden_bytes() {
         FrameTable::new(Suite::Aes256Gcm, FrameSize::DEFAULT, 40_000, &[16384, 900, 7232]).unwrap();
     let golden = [
         0x01, 0x01, 0x0e, 0x01, 0x40, 0x9c, 0x00, 0x00, // header
-        0xff, 0x3f, 0x83, 0x03, 0x3f, 0x1c, // lengths − 1
-        0x19, 0xfe, 0xff, 0x4c, // CRC-32C
+        0x00, 0x00, 0x84, 0x03, 0x00, 0x00, // raw, 900 bytes, raw
+        0x7f, 0xa9, 0xf5, 0xe7, // CRC-32C
     ];
     assert_eq!(table.encode(), golden);
     assert_eq!(FrameTable::decode(&golden), Ok(table));
@@ -29,6 +32,14 @@ fn golden_bytes() {
     let golden = [0x01, 0x00, 0x0c, 0x00, 0x88, 0x13, 0x00, 0x00, 0xe5, 0xf7, 0x8f, 0x29];
     assert_eq!(raw.encode(), golden);
     assert_eq!(FrameTable::decode(&golden), Ok(raw));
+
+    // A raw frame longer than two bytes can say, beside a compressed one.
+    let other = FrameTable::new(Suite::Crc32c, FrameSize::MAX, 70_000, &[65_792, 77]).unwrap();
+    let bytes = other.encode();
+    let golden = [0x01, 0x00, 0x00, 0x01, 0x70, 0x11, 1, 0, 0x00, 0x01, 1, 0, 0, 0, 77, 0];
+    assert_eq!(bytes[..bytes.len() - 4], golden);
+    assert_eq!(other.frame(0).unwrap().body_len, 65_792);
+    assert_eq!(FrameTable::decode(&bytes), Ok(other));
 }
 
 fn resum(mut bytes: Vec<u8>) -> Vec<u8> {
@@ -57,13 +68,24 @@ fn fields_out_of_bounds_are_named_even_under_a_right_checksum() {
     assert!(matches!(with(6, 1), Err(TableError::Length { .. })));
     assert!(matches!(with(13, 0xff), Err(TableError::Body { frame: 2, .. })));
     let spelled_out_raw = {
-        let mut bytes = vec![1, 0, 12, 1, 0x88, 0x13, 0, 0, 0xff, 0x0f, 0x87, 0x03];
+        let mut bytes = vec![1, 0, 12, 1, 0x88, 0x13, 0, 0, 0, 0, 0, 0];
         bytes.extend_from_slice(&[0; 4]);
         resum(bytes)
     };
     assert_eq!(
         FrameTable::decode(&spelled_out_raw),
         Err(TableError::Field { field: "body kind", value: 1 })
+    );
+    // A raw frame, and a power of two, have one spelling each.
+    let raw_by_length = vec![1, 0, 12, 1, 0x88, 0x13, 0, 0, 0, 0x10, 5, 0, 0, 0, 0, 0];
+    assert!(matches!(
+        FrameTable::decode(&resum(raw_by_length)),
+        Err(TableError::Body { frame: 0, .. })
+    ));
+    let spelled_out_size = vec![1, 0, 0, 0, 0, 0, 0, 0, 0, 0x10, 0, 0, 0, 0, 0, 0];
+    assert_eq!(
+        FrameTable::decode(&resum(spelled_out_size)),
+        Err(TableError::Field { field: "frame size", value: 4096 })
     );
 }
 
@@ -94,16 +116,21 @@ fn body_lengths_are_checked() {
 }
 
 pub fn any_table() -> impl Strategy<Value = FrameTable> {
-    (12u8..=16, 0u32..600_000, any::<bool>(), any::<bool>(), any::<u64>()).prop_map(
-        |(log2, plain_len, sealed, raw, mut seed)| {
-            let size = FrameSize::from_log2(log2).unwrap();
+    let size = prop_oneof![(12u32..=16).prop_map(|log2| 1 << log2), 4096u32..=65_792];
+    (size, 0u32..600_000, any::<bool>(), any::<bool>(), any::<u64>()).prop_map(
+        |(size, plain_len, sealed, raw, mut seed)| {
+            let size = FrameSize::new(size).unwrap();
             let suite = if sealed { Suite::Aes256Gcm } else { Suite::Crc32c };
             let lens: Vec<u32> = (0..size.frames_in(plain_len))
                 .map(|i| {
                     seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(99_991);
                     let plain = plain_of(size, plain_len, i);
                     let random = (seed >> 33) as u32;
-                    if raw || random.is_multiple_of(3) { plain } else { 1 + random % plain }
+                    if raw || random.is_multiple_of(3) {
+                        plain
+                    } else {
+                        1 + random % plain.min(65_535)
+                    }
                 })
                 .collect();
             FrameTable::new(suite, size, plain_len, &lens).unwrap()
@@ -125,7 +152,7 @@ proptest! {
             let mut bytes = bytes;
             bytes[0] = TABLE_VERSION;
             bytes[1] &= 1;
-            bytes[2] = 12 + bytes[2] % 5;
+            bytes[2] = if bytes[2] < 20 { 0 } else { 12 + bytes[2] % 5 };
             let bytes = resum(bytes);
             if let Ok(table) = FrameTable::decode(&bytes) {
                 prop_assert_eq!(table.encode(), bytes);
