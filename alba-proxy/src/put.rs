@@ -28,6 +28,8 @@ use wire::proxy::{META_MAX, PutDone, PutObject};
 
 /// Kept of the caller's time for the commit.
 const COMMIT_RESERVE: Duration = Duration::from_millis(500);
+/// Attempts at one request, each with what was learned from the one before.
+const ATTEMPTS_MAX: usize = 3;
 /// An upload takes no longer, whatever the caller's deadline: each put has its own timeout.
 const UPLOAD_MAX: Duration = Duration::from_secs(12);
 
@@ -50,6 +52,13 @@ struct Decided {
     frame_size: FrameSize,
 }
 
+/// One attempt's circumstances.
+struct Job<'a> {
+    namespace: &'a Arc<Namespace>,
+    request: &'a PutObject,
+    decided: &'a Decided,
+}
+
 type Puts = JoinSet<(Put, Result<(), PutError>)>;
 
 impl Proxy {
@@ -61,11 +70,30 @@ impl Proxy {
     ) -> Result<PutDone, ProxyError> {
         let frame_size = check_request(&request, &payload)?;
         let namespace = self.namespace(request.namespace, deadline).await?;
-        let guard = namespace.begin_put(request.object);
-        let decided = self.decide(&namespace, frame_size).await?;
-        let encoded = self.encode(&namespace, &request, &decided, payload).await?;
+        let _under_way = namespace.begin_put(request.object);
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            let decided = self.decide(&namespace, frame_size).await?;
+            let job = Job { namespace: &namespace, request: &request, decided: &decided };
+            match self.attempt(&job, payload.clone(), deadline).await {
+                // OSDs turned out to be gone: now that this is known, another policy may do.
+                Err(ProxyError::TooFewStored { .. })
+                    if tries < ATTEMPTS_MAX && Instant::now() + COMMIT_RESERVE < deadline => {}
+                done => return done,
+            }
+        }
+    }
 
-        let (upload, puts) = self.start_upload(&request, &decided, &encoded, deadline);
+    async fn attempt(
+        self: &Arc<Self>,
+        job: &Job<'_>,
+        payload: Bytes,
+        deadline: Instant,
+    ) -> Result<PutDone, ProxyError> {
+        let Job { namespace, request, decided } = *job;
+        let encoded = self.encode(namespace, request, decided, payload).await?;
+        let (upload, puts) = self.start_upload(request, decided, &encoded, deadline);
         let attempt = Attempt {
             namespace: request.namespace,
             object: request.object,
@@ -75,20 +103,19 @@ impl Proxy {
         let places = match upload.verdict() {
             Some(Verdict::Commit(places)) => places.clone(),
             Some(Verdict::Failed { .. }) | None => {
-                return Err(self.give_up(attempt, &decided, &upload));
+                return Err(self.give_up(attempt, decided, &upload));
             }
         };
         for put in upload.pending() {
             self.osds.note_slow(put.osd);
         }
-        let manifest = manifest_of(&request, &decided, &encoded, &places);
+        let manifest = manifest_of(request, decided, &encoded, &places);
         let holes = manifest.holes();
-        let commit = Commit { namespace: &namespace, request: &request, manifest: &manifest };
+        let commit = Commit { namespace, request, manifest: &manifest };
         match self.commit(&commit, deadline).await {
             Ok(Committed::Now) => {
                 self.counters.puts.add(1);
-                drop(guard);
-                self.discard(attempt, upload.strays().to_vec());
+                self.discard(attempt, superseded(&manifest, upload.strays()));
                 if holes > 0 {
                     self.finish_late(attempt, upload, puts);
                 }
@@ -390,6 +417,16 @@ fn answer_of(object: ObjectId, put: Put, stored: &Result<(), PutError>) -> PutAn
 /// Everywhere a fragment of the attempt may be.
 fn all_puts(upload: &Upload, places: &[Put]) -> Vec<Put> {
     places.iter().copied().chain(upload.pending()).chain(upload.strays().to_vec()).collect()
+}
+
+/// Copies that may lie where a put failed, of fragments that are stored elsewhere. One whose fragment is a hole is
+/// left: whoever fills the hole may put it on that very OSD, and a late delete would take it away again.
+fn superseded(manifest: &Manifest, strays: &[Put]) -> Vec<Put> {
+    let elsewhere = |put: &&Put| match manifest.fragments[put.index.as_usize()].place {
+        Place::Stored(osd) => osd != put.osd,
+        Place::Hole | Place::Empty => false,
+    };
+    strays.iter().filter(elsewhere).copied().collect()
 }
 
 fn manifest_of(
