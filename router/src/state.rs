@@ -50,6 +50,14 @@ pub struct Job {
 }
 
 impl Job {
+    /// Bytes of log and memory that it will take, about: an unmap of any length is a record and two ragged clusters.
+    fn cost(&self) -> u64 {
+        match &self.kind {
+            JobKind::Write(payload, _) => payload.len() as u64 + CLUSTER as u64,
+            JobKind::Unmap(_) => 2 * CLUSTER as u64,
+        }
+    }
+
     fn fail(self, error: &WireError) {
         for responder in self.again {
             responder.fail(error.clone());
@@ -359,7 +367,7 @@ impl State {
             job
         };
         let waits = !serving.gate.is_empty() || !serving.stalled.is_empty();
-        if waits || self.admit(vdisk, job.range.len()) != Verdict::Now {
+        if waits || self.admit(vdisk, job.cost()) != Verdict::Now {
             let Some(Slot::Serving(serving)) = self.volumes.get_mut(&vdisk) else { return };
             serving.gate.push_back(Gated { job, since: now });
             if !serving.gate_runs {
@@ -421,7 +429,7 @@ impl State {
                 serving.gate_runs = false;
                 return None;
             };
-            let (bytes, waited) = (front.job.range.len(), now.since(front.since));
+            let (bytes, waited) = (front.job.cost(), now.since(front.since));
             match self.admit(vdisk, bytes) {
                 Verdict::Now => {}
                 Verdict::After(delay) if delay <= waited => {}

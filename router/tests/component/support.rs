@@ -1,0 +1,278 @@
+//! A world for a router: fake arakoon, fake proxy, directories, and an edge that remembers what it was told.
+
+pub mod arakoon;
+pub mod disk;
+pub mod proxy;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use model::VdiskId;
+use runtime::endpoint::Endpoint;
+use runtime::net::Listener;
+use runtime::peer::Identity;
+use runtime::rpc::{Call, CallError, Client, ClientOptions, ServerOptions, Service, serve};
+use runtime::shutdown::Shutdown;
+use wire::facts::{Record, VdiskRecord, VpoolRecord, key};
+use wire::router::{CreateVdisk, Locate, Location, ResizeVdisk, VdiskInfo, VdiskName, VdiskNames, method};
+use wire::{Decode, Encode, Role, WireError};
+
+pub use disk::Disk;
+
+pub const WITHIN: Duration = Duration::from_secs(60);
+
+pub fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+pub fn identity(role: Role, name: &str) -> Arc<Identity> {
+    Identity::new(role, name, "test", None).unwrap()
+}
+
+/// Serves in a thread of its own until dropped.
+struct Served {
+    endpoint: Endpoint,
+    shutdown: Shutdown,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Served {
+    fn start(role: Role, service: Arc<dyn Service>) -> Self {
+        let shutdown = Shutdown::new();
+        let (sender, receiver) = sync_channel(1);
+        let stop = shutdown.clone();
+        let thread = std::thread::spawn(move || {
+            runtime().block_on(async {
+                let identity = identity(role, "fake");
+                let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap(), &identity).await.unwrap();
+                sender.send(listener.local_endpoint()).unwrap();
+                let options = ServerOptions::allowing(&Role::ALL);
+                serve(listener, identity, service, options, stop).await;
+            });
+        });
+        Self { endpoint: receiver.recv().unwrap(), shutdown, thread: Some(thread) }
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        self.shutdown.trigger();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+pub struct World {
+    dir: tempfile::TempDir,
+    pub proxy: Arc<proxy::FakeProxy>,
+    arakoon: Arc<arakoon::FakeArakoon>,
+    proxy_server: Served,
+    arakoon_server: Served,
+}
+
+impl World {
+    pub fn new() -> Self {
+        let proxy = Arc::new(proxy::FakeProxy::default());
+        let arakoon = Arc::new(arakoon::FakeArakoon::default());
+        let vpool = VpoolRecord { name: "default".into(), preset: "p".into(), sco_bytes: 1 << 20 };
+        arakoon.set(key::vpool("default"), vpool.to_record());
+        Self {
+            dir: tempfile::tempdir().unwrap(),
+            proxy_server: Served::start(Role::AlbaProxy, Arc::new(proxy::Server(Arc::clone(&proxy)))),
+            arakoon_server: Served::start(Role::Arakoon, Arc::new(arakoon::Server(Arc::clone(&arakoon)))),
+            proxy,
+            arakoon,
+        }
+    }
+
+    pub fn start(&self) -> Router {
+        self.start_with("log_segments = 6\nlog_segment_size = \"8MiB\"")
+    }
+
+    pub fn start_other(&self) -> Router {
+        self.launch("router-2", "log_segments = 4\nlog_segment_size = \"8MiB\"")
+    }
+
+    pub fn start_with(&self, extra: &str) -> Router {
+        self.launch("router-1", extra)
+    }
+
+    fn launch(&self, name: &str, extra: &str) -> Router {
+        let dead = "127.0.0.1:1";
+        let text = format!(
+            "name = \"{name}\"\ncluster = \"test\"\ndata_dir = \"{}\"\nlisten = \"127.0.0.1:0\"\n\
+             proxies = [\"{dead}\", \"{}\"]\n{extra}\n[arakoon]\n[[arakoon.nodes]]\nid = 1\nname = \"fake\"\naddress = \"{}\"\n",
+            self.path(name).display(),
+            self.proxy_server.endpoint,
+            self.arakoon_server.endpoint
+        );
+        let path = self.dir.path().join(format!("{name}.toml"));
+        std::fs::write(&path, text).unwrap();
+        Router::start(router::Config::load(&path).unwrap())
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Removes a part of the first router's data.
+    pub fn remove(&self, what: &str) {
+        std::fs::remove_dir_all(self.path("router-1").join(what)).unwrap();
+    }
+
+    pub fn vdisk(&self, name: &str) -> VdiskRecord {
+        let id = self.arakoon.get(&key::vdisk_name(name)).unwrap();
+        let id = VdiskId(u128::from_le_bytes(id[..].try_into().unwrap()));
+        VdiskRecord::from_record(self.arakoon.get(&key::vdisk(id)).unwrap()).unwrap()
+    }
+}
+
+enum End {
+    Stop,
+    Kill,
+}
+
+/// A router with a thread of its own. Killing drops everything it has in memory; its page cache stays, as with kill -9.
+pub struct Router {
+    endpoint: Endpoint,
+    end: tokio::sync::mpsc::Sender<End>,
+    thread: JoinHandle<()>,
+    calls: tokio::runtime::Runtime,
+    client: Client,
+}
+
+impl Router {
+    fn start(config: router::Config) -> Self {
+        let (end, mut ends) = tokio::sync::mpsc::channel(1);
+        let (sender, receiver) = sync_channel(1);
+        let thread = std::thread::spawn(move || {
+            let runtime = runtime();
+            runtime.block_on(async {
+                let shutdown = Shutdown::new();
+                let trigger = shutdown.clone();
+                let run = router::run_ready(config, shutdown, |endpoint| sender.send(endpoint.clone()).unwrap());
+                tokio::pin!(run);
+                tokio::select! {
+                    ended = &mut run => panic!("the router ended by itself: {ended:?}"),
+                    end = ends.recv() => match end {
+                        Some(End::Stop) => {
+                            trigger.trigger();
+                            run.await.unwrap();
+                        }
+                        Some(End::Kill) | None => {}
+                    },
+                }
+            });
+        });
+        let endpoint: Endpoint = receiver.recv_timeout(WITHIN).expect("the router starts");
+        let calls = runtime();
+        let client = Client::new(
+            endpoint.clone(),
+            Role::Router,
+            identity(Role::Admin, "admin"),
+            ClientOptions::default(),
+        );
+        Self { endpoint, end, thread, calls, client }
+    }
+
+    pub fn address(&self) -> String {
+        self.endpoint.to_string()
+    }
+
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    pub fn stop(self) {
+        self.finish(End::Stop);
+    }
+
+    pub fn kill(self) {
+        self.finish(End::Kill);
+    }
+
+    fn finish(self, end: End) {
+        self.end.blocking_send(end).unwrap();
+        self.thread.join().unwrap();
+    }
+
+    pub fn call<Q: Encode, A: Decode>(&self, method: u16, body: &Q) -> Result<A, WireError> {
+        self.calls.block_on(async {
+            match self.client.call(method, body, Call::within(WITHIN)).await {
+                Ok((answer, _)) => Ok(answer),
+                Err(CallError::Refused(error)) => Err(error),
+                Err(error) => panic!("{error}"),
+            }
+        })
+    }
+
+    /// Until arakoon was read and the vDisk decided: served, or refused for good.
+    pub fn until_settled(&self, name: &str) -> WireError {
+        let start = Instant::now();
+        loop {
+            match self.try_show(name) {
+                Ok(info) => panic!("served: {info:?}"),
+                Err(error) if error.class == wire::ErrorClass::Retry => {}
+                Err(error) => return error,
+            }
+            assert!(start.elapsed() < WITHIN, "never settled");
+            std::thread::yield_now();
+        }
+    }
+
+    pub fn create(&self, name: &str, size_bytes: u64) {
+        self.try_create(name, size_bytes, "default").unwrap();
+    }
+
+    pub fn try_create(&self, name: &str, size_bytes: u64, vpool: &str) -> Result<VdiskInfo, WireError> {
+        self.call(method::CREATE_VDISK, &CreateVdisk { name: name.into(), size_bytes, vpool: vpool.into() })
+    }
+
+    pub fn try_delete(&self, name: &str) -> Result<(), WireError> {
+        self.call(method::DELETE_VDISK, &VdiskName { name: name.into() })
+    }
+
+    pub fn try_resize(&self, name: &str, size_bytes: u64, force: bool) -> Result<VdiskInfo, WireError> {
+        self.call(method::RESIZE_VDISK, &ResizeVdisk { name: name.into(), size_bytes, force })
+    }
+
+    pub fn try_show(&self, name: &str) -> Result<VdiskInfo, WireError> {
+        self.call(method::SHOW_VDISK, &VdiskName { name: name.into() })
+    }
+
+    pub fn list(&self) -> Vec<(String, u64)> {
+        self.call::<_, VdiskNames>(method::LIST, &()).unwrap().names
+    }
+
+    pub fn locate(&self, name: &str) -> Location {
+        self.call(method::LOCATE, &Locate { name: name.into() }).unwrap()
+    }
+
+    /// Asks until the details fit.
+    pub fn until(&self, name: &str, fits: impl Fn(&str) -> bool) {
+        let start = Instant::now();
+        while !fits(&self.try_show(name).unwrap().details_json) {
+            assert!(start.elapsed() < WITHIN, "{}", self.try_show(name).unwrap().details_json);
+            std::thread::yield_now();
+        }
+    }
+
+    /// One number or word of the details.
+    pub fn detail(&self, name: &str, field: &str) -> String {
+        let details = self.try_show(name).unwrap().details_json;
+        let (_, rest) = details.split_once(&format!("\"{field}\":")).unwrap();
+        rest.split([',', '}']).next().unwrap().trim_matches('"').to_owned()
+    }
+}
+
+pub fn reply<T: Encode>(responder: runtime::rpc::Responder, result: Result<T, WireError>) {
+    match result {
+        Ok(body) => responder.reply(&body, Bytes::new()),
+        Err(error) => responder.fail(error),
+    }
+}

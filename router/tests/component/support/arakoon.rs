@@ -1,0 +1,106 @@
+//! Arakoon as one map: always the leader, transactions at once, repeated ones answered as before.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use model::Revision;
+use runtime::rpc::{Request, Responder, Service};
+use wire::arakoon::{
+    Assertion, AssertionFailed, Committed, Direction, Entries, Get, Range, Transaction, Update, Values, code, method,
+};
+use wire::WireError;
+
+use super::reply;
+
+#[derive(Default)]
+struct Store {
+    map: BTreeMap<Bytes, Bytes>,
+    revision: u64,
+    answered: BTreeMap<(u128, u64), Result<Committed, WireError>>,
+}
+
+#[derive(Default)]
+pub struct FakeArakoon {
+    store: Mutex<Store>,
+}
+
+pub struct Server(pub Arc<FakeArakoon>);
+
+impl FakeArakoon {
+    pub fn set(&self, key: Bytes, value: Bytes) {
+        self.store.lock().unwrap().map.insert(key, value);
+    }
+
+    pub fn get(&self, key: &Bytes) -> Option<Bytes> {
+        self.store.lock().unwrap().map.get(key).cloned()
+    }
+}
+
+impl Store {
+    fn transact(&mut self, transaction: Transaction) -> Result<Committed, WireError> {
+        let id = (transaction.client.0, transaction.request);
+        if let Some(answer) = self.answered.get(&id) {
+            return answer.clone();
+        }
+        let answer = self.run(transaction);
+        self.answered.insert(id, answer.clone());
+        answer
+    }
+
+    fn run(&mut self, transaction: Transaction) -> Result<Committed, WireError> {
+        for (index, assertion) in transaction.assertions.iter().enumerate() {
+            let (key, holds) = match assertion {
+                Assertion::Value { key, expected } => (key, self.map.get(key) == expected.as_ref()),
+                Assertion::Exists { key } => (key, self.map.contains_key(key)),
+            };
+            if !holds {
+                let failed = AssertionFailed {
+                    index: u32::try_from(index).unwrap(),
+                    key: key.clone(),
+                    found: self.map.get(key).cloned(),
+                };
+                return Err(WireError::refuse(code::ASSERTION_FAILED, "assertion failed")
+                    .with_detail(wire::encode_to_bytes(&failed)));
+            }
+        }
+        for update in transaction.updates {
+            match update {
+                Update::Set { key, value } => drop(self.map.insert(key, value)),
+                Update::Delete { key } => drop(self.map.remove(&key)),
+                Update::DeletePrefix { prefix } => self.map.retain(|key, _| !key.starts_with(&prefix)),
+                Update::Add { .. } => panic!("not used here"),
+            }
+        }
+        self.revision += 1;
+        Ok(Committed { revision: Revision(self.revision) })
+    }
+
+    fn range(&self, range: &Range) -> Entries {
+        assert_eq!(range.direction, Direction::Forward);
+        let end = range.end.clone();
+        let all = self.map.range(range.start.clone()..);
+        let entries: Vec<(Bytes, Bytes)> = all
+            .take_while(|(key, _)| end.as_ref().is_none_or(|end| *key < end))
+            .map(|(key, value)| (key.clone(), value.clone()))
+            .collect();
+        assert!(entries.len() <= range.limit as usize, "tests are small");
+        Entries { entries, more: false, revision: Revision(self.revision) }
+    }
+}
+
+impl Service for Server {
+    fn call(&self, request: Request, responder: Responder) {
+        let mut store = self.0.store.lock().unwrap();
+        match request.method {
+            method::TRANSACT => reply(responder, store.transact(request.decode().unwrap())),
+            method::GET => {
+                let get: Get = request.decode().unwrap();
+                let values = get.keys.iter().map(|key| store.map.get(key).cloned()).collect();
+                reply(responder, Ok(Values { values, revision: Revision(store.revision) }));
+            }
+            method::RANGE => reply(responder, Ok(store.range(&request.decode().unwrap()))),
+            _ => responder.fail(request.unknown_method()),
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! A backend that keeps objects in memory and holds the promises of the proxy protocol: epochs, heads, idempotent puts.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use model::{Epoch, NamespaceId, ObjectId, VdiskId};
+use runtime::rpc::{Request, Responder, Service};
+use wire::WireError;
+use wire::proxy::{
+    CreateNamespace, DeleteNamespace, FillHoles, Head, Health, ListObjects, ObjectInfo, Objects, PutDone, PutObject,
+    RaiseEpoch, ReadDone, ReadHead, ReadObject, code, method,
+};
+
+use super::reply;
+
+struct Object {
+    payload: Bytes,
+    meta: Bytes,
+}
+
+#[derive(Default)]
+struct Namespace {
+    epoch: Epoch,
+    head: Option<ObjectId>,
+    objects: BTreeMap<ObjectId, Object>,
+    /// Puts whose predecessor is on its way.
+    waiting: Vec<(PutObject, Bytes, Responder)>,
+}
+
+#[derive(Default)]
+pub struct FakeProxy {
+    namespaces: Mutex<BTreeMap<NamespaceId, Namespace>>,
+    out: AtomicBool,
+    delay_ms: AtomicU64,
+    puts: AtomicU64,
+}
+
+pub struct Server(pub Arc<FakeProxy>);
+
+impl FakeProxy {
+    pub fn set_out(&self, out: bool) {
+        self.out.store(out, Ordering::SeqCst);
+    }
+
+    pub fn set_delay_ms(&self, delay: u64) {
+        self.delay_ms.store(delay, Ordering::SeqCst);
+    }
+
+    /// Objects committed so far.
+    pub fn puts(&self) -> u64 {
+        self.puts.load(Ordering::SeqCst)
+    }
+
+    pub fn namespaces(&self) -> usize {
+        self.namespaces.lock().unwrap().len()
+    }
+
+    pub fn raise_epoch(&self, vdisk: VdiskId, epoch: u64) {
+        self.namespaces.lock().unwrap().get_mut(&vdisk.into()).unwrap().epoch = Epoch(epoch);
+    }
+
+    /// Damages (or mends) the first object of the only namespace.
+    pub fn flip_byte(&self, at: usize) {
+        let mut namespaces = self.namespaces.lock().unwrap();
+        let object = namespaces.values_mut().next().unwrap().objects.values_mut().next().unwrap();
+        let mut bytes = object.payload.to_vec();
+        bytes[at] ^= 1;
+        object.payload = Bytes::from(bytes);
+    }
+
+    fn with<T>(
+        &self,
+        namespace: NamespaceId,
+        act: impl FnOnce(&mut Namespace) -> Result<T, WireError>,
+    ) -> Result<T, WireError> {
+        match self.namespaces.lock().unwrap().get_mut(&namespace) {
+            Some(found) => act(found),
+            None => Err(WireError::refuse(code::NO_NAMESPACE, "no such namespace")),
+        }
+    }
+
+    fn put(&self, put: PutObject, payload: Bytes, responder: Responder) {
+        assert_eq!(crc_fast::crc32_iscsi(&payload), put.checksum, "the payload has its checksum");
+        assert!((4096..=65_792).contains(&put.frame_size));
+        assert!(put.meta.len() <= wire::proxy::META_MAX);
+        let mut namespaces = self.namespaces.lock().unwrap();
+        let Some(namespace) = namespaces.get_mut(&put.namespace) else {
+            return responder.fail(WireError::refuse(code::NO_NAMESPACE, "no such namespace"));
+        };
+        namespace.waiting.push((put, payload, responder));
+        loop {
+            let Namespace { epoch, head, objects, waiting } = namespace;
+            let ready = waiting.iter().position(|(put, _, _)| {
+                put.epoch < *epoch || put.expected_head == *head || objects.contains_key(&put.object)
+            });
+            let Some(ready) = ready else { return };
+            let (put, payload, responder) = waiting.remove(ready);
+            if put.epoch < *epoch {
+                responder.fail(WireError::refuse(code::FENCED, format!("epoch {epoch} is recorded")));
+                continue;
+            }
+            match objects.get(&put.object) {
+                Some(known) if known.payload != payload => {
+                    responder.fail(WireError::refuse(code::CONFLICT, "exists with other contents"));
+                    continue;
+                }
+                Some(_) => {}
+                None => {
+                    *head = Some(put.object);
+                    objects.insert(put.object, Object { payload, meta: put.meta });
+                    self.puts.fetch_add(1, Ordering::SeqCst);
+                }
+            }
+            responder.reply(&PutDone { holes: 0, policy: "1,0,1,1".into() }, Bytes::new());
+        }
+    }
+
+    fn read(&self, read: &ReadObject, responder: Responder) {
+        let parts = self.with(read.namespace, |namespace| {
+            let object = namespace.objects.get(&read.object);
+            let object = object.ok_or_else(|| WireError::refuse(code::NO_OBJECT, "no such object"))?;
+            assert!(read.ranges.len() <= wire::proxy::RANGES_MAX);
+            let part = |(offset, len): &(u64, u32)| {
+                object.payload.slice(*offset as usize..*offset as usize + *len as usize)
+            };
+            Ok(read.ranges.iter().map(part).collect::<Vec<Bytes>>())
+        });
+        match parts {
+            Ok(parts) => {
+                let checksums = parts.iter().map(|part| crc_fast::crc32_iscsi(part)).collect();
+                responder.reply_parts(&ReadDone { checksums }, parts);
+            }
+            Err(error) => responder.fail(error),
+        }
+    }
+
+    fn list(&self, list: &ListObjects) -> Result<Objects, WireError> {
+        self.with(list.namespace, |namespace| {
+            let after = namespace.objects.iter().filter(|(object, _)| list.after.is_none_or(|a| a < **object));
+            let mut objects: Vec<ObjectInfo> = after
+                .take(list.limit as usize + 1)
+                .map(|(object, stored)| ObjectInfo {
+                    object: *object,
+                    plain_len: stored.payload.len() as u64,
+                    stored_len: stored.payload.len() as u64,
+                    holes: 0,
+                    meta: stored.meta.clone(),
+                })
+                .collect();
+            let more = list.limit as usize <= objects.len() && objects.len() > list.limit as usize;
+            objects.truncate(list.limit as usize);
+            Ok(Objects { objects, more })
+        })
+    }
+
+    fn health(&self, namespace: NamespaceId) -> Result<Health, WireError> {
+        self.with(namespace, |namespace| {
+            let bytes = namespace.objects.values().map(|object| object.payload.len() as u64).sum();
+            let objects = namespace.objects.len() as u64;
+            Ok(Health { objects, plain_bytes: bytes, stored_bytes: bytes, holes: 0 })
+        })
+    }
+
+    fn answer(&self, request: &Request, responder: Responder) {
+        match request.method {
+            method::CREATE_NAMESPACE => {
+                let create: CreateNamespace = request.decode().unwrap();
+                self.namespaces.lock().unwrap().entry(create.namespace).or_default();
+                reply(responder, Ok(()));
+            }
+            method::DELETE_NAMESPACE => {
+                let delete: DeleteNamespace = request.decode().unwrap();
+                self.namespaces.lock().unwrap().remove(&delete.namespace);
+                reply(responder, Ok(()));
+            }
+            method::RAISE_EPOCH => {
+                let raise: RaiseEpoch = request.decode().unwrap();
+                reply(
+                    responder,
+                    self.with(raise.namespace, |namespace| {
+                        if raise.epoch < namespace.epoch {
+                            return Err(WireError::refuse(code::FENCED, "a higher epoch is recorded"));
+                        }
+                        namespace.epoch = raise.epoch;
+                        Ok(())
+                    }),
+                );
+            }
+            method::READ_HEAD => {
+                let ask: ReadHead = request.decode().unwrap();
+                reply(
+                    responder,
+                    self.with(ask.namespace, |namespace| {
+                        let meta = namespace.head.and_then(|head| namespace.objects.get(&head));
+                        let meta = meta.map(|object| object.meta.clone()).unwrap_or_default();
+                        Ok(Head { epoch: namespace.epoch, head: namespace.head, meta })
+                    }),
+                );
+            }
+            method::PUT_OBJECT => self.put(request.decode().unwrap(), request.payload.clone(), responder),
+            method::READ_OBJECT => self.read(&request.decode().unwrap(), responder),
+            method::LIST_OBJECTS => reply(responder, self.list(&request.decode().unwrap())),
+            method::FILL_HOLES => {
+                let ask: FillHoles = request.decode().unwrap();
+                reply(responder, self.health(ask.namespace));
+            }
+            _ => responder.fail(request.unknown_method()),
+        }
+    }
+}
+
+impl Service for Server {
+    fn call(&self, request: Request, responder: Responder) {
+        if self.0.out.load(Ordering::SeqCst) {
+            return responder.fail(WireError::retry(code::NO_POLICY, "the backend is out"));
+        }
+        let delay = self.0.delay_ms.load(Ordering::SeqCst);
+        if delay == 0 {
+            return self.0.answer(&request, responder);
+        }
+        let proxy = Arc::clone(&self.0);
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(delay)).await;
+            proxy.answer(&request, responder);
+        });
+    }
+}
