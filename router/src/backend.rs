@@ -82,6 +82,22 @@ impl Backend {
         all.map(|proxy| (proxy.client.endpoint().to_string(), !proxy.is_passed_over())).collect()
     }
 
+    /// As [`Self::call`], but each proxy is asked once: for callers that say what happened and try again themselves.
+    ///
+    /// # Errors
+    /// When the backend refuses, or no proxy could do it now.
+    pub async fn call_once<Q: Encode, A: Decode>(
+        &self,
+        method: u16,
+        body: &Q,
+        payload: Bytes,
+    ) -> Result<(A, Bytes), BackendError> {
+        let mut last = None;
+        let left = ATTEMPT * model::u32_of(self.proxies.len());
+        let answer = self.round(method, body, &payload, left, &mut last).await;
+        answer.unwrap_or_else(|| Err(unavailable(last)))
+    }
+
     /// # Errors
     /// When the backend refuses, or no proxy could do it within `patience`.
     pub async fn call<Q: Encode, A: Decode>(
@@ -92,38 +108,57 @@ impl Backend {
         patience: Duration,
     ) -> Result<(A, Bytes), BackendError> {
         let start = boot_now();
-        let mut last: Option<CallError> = None;
+        let left = || patience.saturating_sub(boot_now().since(start));
+        let mut last = None;
         loop {
-            for index in self.order() {
-                let left = patience.saturating_sub(boot_now().since(start));
-                if left.is_zero() {
-                    return Err(unavailable(last));
-                }
-                let proxy = &self.proxies[index];
-                let call = Call::with_payload(payload.clone(), left.min(ATTEMPT));
-                match proxy.client.call(method, body, call).await {
-                    Ok(answer) => {
-                        proxy.note(false);
-                        self.current.store(index, Ordering::Relaxed);
-                        return Ok(answer);
-                    }
-                    Err(CallError::Refused(error)) if error.class != ErrorClass::Retry => {
-                        proxy.note(false);
-                        return Err(BackendError::Refused(error));
-                    }
-                    Err(error) => {
-                        tracing::debug!(proxy = %proxy.client.endpoint(), %error, method, "proxy failed");
-                        proxy.note(true);
-                        last = Some(error);
-                    }
-                }
+            if let Some(answer) = self.round(method, body, &payload, left(), &mut last).await {
+                return answer;
             }
-            let left = patience.saturating_sub(boot_now().since(start));
-            if left.is_zero() {
+            // What every proxy finds unreadable stays so for now: an I/O error late is no better than one now.
+            let unreadable = last.as_ref().and_then(CallError::code) == Some(wire::proxy::code::UNREADABLE);
+            let left = left();
+            if left.is_zero() || unreadable {
                 return Err(unavailable(last));
             }
             tokio::time::sleep(jitter(PAUSE).min(left)).await;
         }
+    }
+
+    /// Asks each proxy once; `None` = none could do it.
+    async fn round<Q: Encode, A: Decode>(
+        &self,
+        method: u16,
+        body: &Q,
+        payload: &Bytes,
+        left: Duration,
+        last: &mut Option<CallError>,
+    ) -> Option<Result<(A, Bytes), BackendError>> {
+        let start = boot_now();
+        for index in self.order() {
+            let left = left.saturating_sub(boot_now().since(start));
+            if left.is_zero() {
+                return None;
+            }
+            let proxy = &self.proxies[index];
+            let call = Call::with_payload(payload.clone(), left.min(ATTEMPT));
+            match proxy.client.call(method, body, call).await {
+                Ok(answer) => {
+                    proxy.note(false);
+                    self.current.store(index, Ordering::Relaxed);
+                    return Some(Ok(answer));
+                }
+                Err(CallError::Refused(error)) if error.class != ErrorClass::Retry => {
+                    proxy.note(false);
+                    return Some(Err(BackendError::Refused(error)));
+                }
+                Err(error) => {
+                    tracing::debug!(proxy = %proxy.client.endpoint(), %error, method, "proxy failed");
+                    proxy.note(true);
+                    *last = Some(error);
+                }
+            }
+        }
+        None
     }
 
     /// The current proxy first, then the others; those that failed just now last.

@@ -22,10 +22,9 @@ use crate::backend::BackendError;
 use crate::router::Router;
 use crate::state::Slot;
 
-/// One round of tries before it is looked at again.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// Pause between rounds.
-const PAUSE: Duration = Duration::from_millis(500);
+/// Pause after a round in which no proxy took a SCO; doubles up to the longest.
+const PAUSE: Duration = Duration::from_millis(200);
+const PAUSE_MAX: Duration = Duration::from_secs(2);
 
 enum Stored {
     Done(ObjectId),
@@ -101,8 +100,9 @@ impl Router {
             meta: meta.encode(),
             checksum,
         };
+        let mut pause = PAUSE;
         loop {
-            let answer = self.backend.call::<_, PutDone>(method::PUT_OBJECT, &put, payload.clone(), PATIENCE).await;
+            let answer = self.backend.call_once::<_, PutDone>(method::PUT_OBJECT, &put, payload.clone()).await;
             let reason = match answer {
                 Ok((done, _)) => {
                     tracing::debug!(%object, bytes = payload.len(), holes = done.holes, policy = done.policy, "stored");
@@ -129,7 +129,8 @@ impl Router {
                 }
                 serving.degraded = Some(reason);
             }
-            tokio::time::sleep(jitter(PAUSE)).await;
+            tokio::time::sleep(jitter(pause)).await;
+            pause = (pause * 2).min(PAUSE_MAX);
         }
     }
 
@@ -185,7 +186,7 @@ impl Router {
             tracing::warn!(%vdisk, problem, "the page map can't be rebuilt yet");
             tokio::select! {
                 () = self.stop.wait() => return,
-                () = tokio::time::sleep(jitter(PAUSE)) => {}
+                () = tokio::time::sleep(jitter(PAUSE_MAX)) => {}
             }
         }
     }
