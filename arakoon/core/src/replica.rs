@@ -317,6 +317,28 @@ impl<S: Store> Replica<S> {
         self.raw.store()
     }
 
+    /// For what isn't Raft's: staging a snapshot, syncing a witness.
+    #[must_use]
+    pub fn store_mut(&mut self) -> &mut S {
+        self.raw.mut_store()
+    }
+
+    /// A leader that is about to stop gives its place to the peer that has most of its log; `false` when there is none.
+    pub fn hand_over(&mut self) -> bool {
+        if self.raw.raft.state != StateRole::Leader {
+            return false;
+        }
+        let me = self.raw.raft.id;
+        let peers =
+            self.raw.raft.prs().iter().filter(|(id, peer)| **id != me && peer.recent_active);
+        let best = peers.max_by_key(|(id, peer)| (peer.matched, **id)).map(|(id, _)| *id);
+        if let Some(best) = best {
+            self.raw.transfer_leader(best);
+            self.timeouts.hold(&mut self.raw);
+        }
+        best.is_some()
+    }
+
     /// The disk alone, as a crash leaves it.
     #[must_use]
     pub fn into_store(self) -> S {

@@ -15,6 +15,8 @@ pub mod method {
     pub const WHO_MASTER: u16 = 4;
     /// [`super::RaftBatch`] → `()`; node to node only.
     pub const RAFT: u16 = 16;
+    /// [`super::SnapshotAsk`] → [`super::SnapshotRows`], payload: the rows as `Vec<(Bytes, Bytes)>`; node to node only.
+    pub const RAFT_SNAPSHOT: u16 = 17;
 }
 
 pub mod code {
@@ -272,6 +274,21 @@ message! {
 
     pub struct RaftBatch {
         pub messages: Vec<RaftMessage>,
+    }
+
+    /// Asks for a page of the snapshot that a `RaftSnapshot` announced.
+    pub struct SnapshotAsk {
+        /// The number in that message's data.
+        pub number: u64,
+        /// The last row of the page before; `None` for the first page.
+        pub after: Option<Bytes>,
+    }
+
+    pub struct SnapshotRows {
+        /// This was the last page.
+        pub done: bool,
+        /// CRC-32C of the payload.
+        pub checksum: u32,
     }
 }
 

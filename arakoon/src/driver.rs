@@ -1,0 +1,393 @@
+//! The thread that owns the replica: takes inputs in batches, does what they make due, hands out messages and answers.
+//!
+//! Its own thread because a sync of the disk blocks. What came in during a sync is proposed together and shares the next
+//! one: that is the group commit. Invariant: only this thread touches replica and store; every responder it takes is
+//! answered, at the latest when it stops.
+
+use crate::catchup;
+use crate::links::{Dropped, Links};
+use crate::server;
+use crate::store::RocksStore;
+use arakoon_core::convert::SNAPSHOT_KIND;
+use arakoon_core::{Answer, Output, Replica, StoreError, Ticket};
+use bytes::Bytes;
+use model::Now;
+use runtime::clock::boot_now;
+use runtime::config::NodeEntry;
+use runtime::peer::Identity;
+use runtime::rpc::{Client, Responder};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
+use wire::WireError;
+use wire::arakoon::{Get, RaftMessage, Range, Transaction, code};
+
+/// The unit of Raft's clock.
+pub const TICK: Duration = Duration::from_millis(100);
+/// Inputs waiting for the thread; more are told to come back (L8).
+const INPUTS_MAX: usize = 4096;
+/// Inputs taken together, so that ticks and disk get their turn.
+const BATCH_MAX: usize = 512;
+/// A snapshot that is being fetched and gave no sign for this long is given up for another.
+const CATCHUP_PATIENCE: Duration = Duration::from_secs(15);
+/// A stopping leader waits this long for another to take over.
+const HANDOVER: Duration = Duration::from_millis(1500);
+
+pub enum Query {
+    Transact(Transaction),
+    Get(Get),
+    Range(Range),
+}
+
+pub enum Input {
+    Ask {
+        query: Query,
+        deadline: Now,
+        responder: Responder,
+    },
+    WhoMaster(Responder),
+    Status(Responder),
+    Raft(Vec<RaftMessage>),
+    Unreachable(u64),
+    SnapshotFailed(u64),
+    /// A peer fetches the snapshot that was made for it.
+    SnapshotProgress(u64),
+    Staged(Staged),
+    Stop,
+}
+
+/// A page of the snapshot that this node fetches.
+pub struct Staged {
+    pub number: u64,
+    pub rows: Vec<(Bytes, Bytes)>,
+    pub done: bool,
+    /// Told when the rows are written; dropped when they aren't wanted.
+    pub taken: oneshot::Sender<()>,
+}
+
+/// Why an input wasn't taken.
+pub enum Refused {
+    Full,
+    /// The thread has ended.
+    Closed,
+}
+
+/// The way in.
+#[derive(Clone)]
+pub struct Inputs {
+    queue: SyncSender<Input>,
+}
+
+impl Inputs {
+    /// Never blocks. A refused input is dropped, and the responder in it tells its caller to try again.
+    pub fn push(&self, input: Input) -> Result<(), Refused> {
+        self.queue.try_send(input).map_err(|error| match error {
+            TrySendError::Full(_) => Refused::Full,
+            TrySendError::Disconnected(_) => Refused::Closed,
+        })
+    }
+}
+
+pub fn channel() -> (Inputs, Receiver<Input>) {
+    let (queue, inputs) = sync_channel(INPUTS_MAX);
+    (Inputs { queue }, inputs)
+}
+
+/// What waits for a ticket.
+enum Waiting {
+    Transact(Responder),
+    Get(Get, Responder),
+    Range(Range, Responder),
+}
+
+struct Catchup {
+    number: u64,
+    message: RaftMessage,
+    touched: Now,
+    task: AbortHandle,
+}
+
+/// What a driver is made of.
+pub struct Parts {
+    pub replica: Replica<RocksStore>,
+    pub links: Links,
+    pub identity: Arc<Identity>,
+    pub nodes: Vec<NodeEntry>,
+    /// Clients of the other nodes, to fetch snapshots from.
+    pub peers: BTreeMap<u64, Client>,
+    pub inputs: Inputs,
+    pub tasks: tokio::runtime::Handle,
+}
+
+/// Everything the thread owns.
+pub struct Driver {
+    replica: Replica<RocksStore>,
+    links: Links,
+    identity: Arc<Identity>,
+    nodes: Vec<NodeEntry>,
+    peers: BTreeMap<u64, Client>,
+    inputs: Inputs,
+    tasks: tokio::runtime::Handle,
+    waiting: BTreeMap<Ticket, Waiting>,
+    tickets: u64,
+    catchup: Option<Catchup>,
+    stopping: Option<Now>,
+}
+
+impl Driver {
+    pub fn new(parts: Parts) -> Self {
+        let Parts { replica, links, identity, nodes, peers, inputs, tasks } = parts;
+        Self {
+            replica,
+            links,
+            identity,
+            nodes,
+            peers,
+            inputs,
+            tasks,
+            waiting: BTreeMap::new(),
+            tickets: 0,
+            catchup: None,
+            stopping: None,
+        }
+    }
+
+    /// Runs until stopped or the disk fails.
+    pub fn run(mut self, inputs: &Receiver<Input>) -> Result<(), StoreError> {
+        let result = self.serve(inputs);
+        let reason = if result.is_ok() { "the node is stopping" } else { "the node's disk failed" };
+        for waiting in std::mem::take(&mut self.waiting).into_values() {
+            let (Waiting::Transact(responder)
+            | Waiting::Get(_, responder)
+            | Waiting::Range(_, responder)) = waiting;
+            responder.fail(WireError::retry(code::NO_MAJORITY, reason));
+        }
+        if let Some(catchup) = self.catchup.take() {
+            catchup.task.abort();
+        }
+        result
+    }
+
+    fn serve(&mut self, inputs: &Receiver<Input>) -> Result<(), StoreError> {
+        let mut next_tick = Instant::now() + TICK;
+        self.flush()?;
+        loop {
+            match inputs.recv_timeout(next_tick.saturating_duration_since(Instant::now())) {
+                Ok(input) => {
+                    self.take(input)?;
+                    for _ in 1..BATCH_MAX {
+                        let Ok(input) = inputs.try_recv() else { break };
+                        self.take(input)?;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            }
+            let now = Instant::now();
+            if now >= next_tick {
+                // After a pause of the whole process there is one tick, not many: peers' clocks went on, ours didn't.
+                next_tick = now + TICK;
+                self.replica.tick(boot_now());
+                self.replica.store_mut().settle();
+            }
+            self.flush()?;
+            if self.may_stop() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn may_stop(&self) -> bool {
+        self.stopping.is_some_and(|until| !self.replica.status().is_leader || boot_now() >= until)
+    }
+
+    fn take(&mut self, input: Input) -> Result<(), StoreError> {
+        match input {
+            Input::Ask { query, deadline, responder } => self.ask(query, deadline, responder),
+            Input::WhoMaster(responder) => {
+                let status = self.replica.status();
+                responder
+                    .reply(&server::leader(&self.nodes, status.leader, status.term), Bytes::new());
+            }
+            Input::Status(responder) => self.status(responder),
+            Input::Raft(messages) => {
+                for message in messages {
+                    self.receive(message)?;
+                }
+            }
+            Input::Unreachable(peer) => self.replica.peer_unreachable(peer),
+            Input::SnapshotFailed(peer) => self.replica.snapshot_failed(peer),
+            Input::SnapshotProgress(peer) => self.replica.snapshot_progress(peer),
+            Input::Staged(staged) => self.stage(staged)?,
+            Input::Stop => {
+                let patience = if self.replica.hand_over() { HANDOVER } else { Duration::ZERO };
+                self.stopping = Some(boot_now().plus(patience));
+            }
+        }
+        Ok(())
+    }
+
+    fn ask(&mut self, query: Query, deadline: Now, responder: Responder) {
+        self.tickets += 1;
+        let ticket = Ticket(self.tickets);
+        let waiting = match query {
+            Query::Transact(transaction) => {
+                self.replica.transact(ticket, &transaction, deadline);
+                Waiting::Transact(responder)
+            }
+            Query::Get(get) => {
+                self.replica.read(ticket, get.consistency, deadline);
+                Waiting::Get(get, responder)
+            }
+            Query::Range(range) => {
+                self.replica.read(ticket, range.consistency, deadline);
+                Waiting::Range(range, responder)
+            }
+        };
+        self.waiting.insert(ticket, waiting);
+    }
+
+    fn status(&self, responder: Responder) {
+        let status = self.replica.status();
+        let name = |id| self.nodes.iter().find(|node| node.id == id).map(|node| node.name.as_str());
+        let details = serde_json::json!({
+            "leader": status.leader.and_then(name),
+            "term": status.term,
+            "applied": status.applied,
+            "committed": status.committed,
+            "voters": status.voters.iter().filter_map(|id| name(*id)).collect::<Vec<_>>(),
+            "log_entries": status.log_entries,
+            "sessions": status.sessions,
+            "db_bytes": self.replica.store().db_bytes(),
+        });
+        let state = match (status.leader, &self.catchup) {
+            (_, Some(_)) => "catching up",
+            (Some(_), None) => "running",
+            (None, None) => "no leader",
+        };
+        let answer = runtime::status::status(&self.identity, state, details.to_string());
+        responder.reply(&answer, Bytes::new());
+    }
+
+    /// A snapshot is handed to raft only when its rows lie ready.
+    fn receive(&mut self, message: RaftMessage) -> Result<(), StoreError> {
+        let behind = |index: u64| index > self.replica.status().committed;
+        match &message.snapshot {
+            Some(snapshot) if message.kind == SNAPSHOT_KIND && behind(snapshot.index) => {
+                self.catch_up(message)
+            }
+            _ => {
+                let from = message.from;
+                if let Err(error) = self.replica.receive(message) {
+                    tracing::warn!(from, %error, "a Raft message can't be read");
+                }
+                Ok(())
+            }
+        }
+    }
+
+    fn catch_up(&mut self, message: RaftMessage) -> Result<(), StoreError> {
+        let data =
+            message.snapshot.as_ref().map(|snapshot| snapshot.data.clone()).unwrap_or_default();
+        let (Ok(number), Some(client)) =
+            (wire::decode_all::<u64>(data), self.peers.get(&message.from))
+        else {
+            tracing::warn!(from = message.from, "a snapshot can't be fetched");
+            return Ok(());
+        };
+        let now = boot_now();
+        if let Some(running) = self.catchup.take() {
+            if running.number == number && now.since(running.touched) < CATCHUP_PATIENCE {
+                self.catchup = Some(running);
+                return Ok(());
+            }
+            running.task.abort();
+        }
+        tracing::info!(
+            from = message.from,
+            number,
+            "this node is far behind and fetches a snapshot"
+        );
+        self.replica.store_mut().begin_staging()?;
+        let fetch = catchup::fetch(client.clone(), number, self.inputs.clone());
+        let task = self.tasks.spawn(fetch).abort_handle();
+        self.catchup = Some(Catchup { number, message, touched: now, task });
+        Ok(())
+    }
+
+    fn stage(&mut self, staged: Staged) -> Result<(), StoreError> {
+        let Some(catchup) = self.catchup.as_mut().filter(|catchup| catchup.number == staged.number)
+        else {
+            return Ok(());
+        };
+        catchup.touched = boot_now();
+        self.replica.store_mut().stage(staged.rows)?;
+        if staged.done
+            && let Some(Catchup { message, .. }) = self.catchup.take()
+        {
+            let data = message.snapshot.as_ref().map(|snapshot| snapshot.data.clone());
+            self.replica.store_mut().finish_staging(data.unwrap_or_default());
+            if let Err(error) = self.replica.receive(message) {
+                tracing::warn!(%error, "a snapshot can't be read");
+            }
+        }
+        // The fetching task may have ended meanwhile.
+        let _ = staged.taken.send(());
+        Ok(())
+    }
+
+    /// Does what is due and hands out what comes of it.
+    fn flush(&mut self) -> Result<(), StoreError> {
+        self.replica.advance()?;
+        for output in self.replica.take_outputs() {
+            match output {
+                Output::Send(message) => {
+                    if let Err(Dropped { to, was_snapshot: true }) = self.links.send(message) {
+                        self.replica.snapshot_failed(to);
+                    }
+                }
+                Output::Answer(ticket, answer) => self.answer(ticket, answer)?,
+                Output::Leader { leader, term } => {
+                    let leader = server::leader(&self.nodes, leader, term).leader;
+                    let leader = leader.map_or_else(|| "nobody".to_owned(), |(name, _)| name);
+                    tracing::info!(leader, term, "leadership changed");
+                }
+                Output::Restored { index } => tracing::info!(index, "restored from a snapshot"),
+                Output::LostLog { peer, expected, last } => {
+                    tracing::error!(
+                        peer,
+                        expected,
+                        last,
+                        "a leader counts on log entries that this node doesn't have: its data directory was replaced. \
+                         Stop it, and add it anew under an id never used before"
+                    );
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, ticket: Ticket, answer: Answer) -> Result<(), StoreError> {
+        let Some(waiting) = self.waiting.remove(&ticket) else { return Ok(()) };
+        match (waiting, answer) {
+            (Waiting::Get(get, responder), Answer::ReadNow) => {
+                responder.finish(server::get(&self.replica, &get)?);
+            }
+            (Waiting::Range(range, responder), Answer::ReadNow) => {
+                responder.reply(&server::range(&self.replica, &range)?, Bytes::new());
+            }
+            (
+                Waiting::Transact(responder)
+                | Waiting::Get(_, responder)
+                | Waiting::Range(_, responder),
+                answer,
+            ) => {
+                responder.finish(server::answer(&self.nodes, answer));
+            }
+        }
+        Ok(())
+    }
+}
