@@ -24,7 +24,7 @@ use wire::Role;
 use wire::common::method::STATUS;
 
 /// NBD connections get this long to finish when the edge stops.
-const STOP_PATIENCE: Duration = Duration::from_secs(6);
+const STOP_PATIENCE: Duration = Duration::from_secs(4);
 /// A listener that fails (too many open files) is tried again after this.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 

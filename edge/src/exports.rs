@@ -20,7 +20,7 @@ use wire::WireError;
 use wire::router::{Attach, AttachMode, INFLIGHT_MAX, code};
 
 /// How long a user waits for a vDisk to be opened before being told what stands in the way.
-const OPEN_PATIENCE: Duration = Duration::from_secs(20);
+const OPEN_PATIENCE: Duration = Duration::from_secs(10);
 /// vDisks attached at once by one edge.
 const VDISKS_MAX: usize = 1024;
 
@@ -104,7 +104,7 @@ impl Exports {
             match settled {
                 Ok(Phase::Attached { size, .. }) if !guard.vdisk().is_over() => {
                     // It may have grown since it was attached.
-                    let size = if was_attached { self.size_now(&name, size).await } else { size };
+                    let size = if was_attached { self.size_now(&name, size).await? } else { size };
                     return Ok((self.export(&name, size), guard));
                 }
                 Ok(Phase::Refused(error)) => return Err(refused(&name, &error)),
@@ -132,10 +132,12 @@ impl Exports {
         }
     }
 
-    async fn size_now(&self, name: &str, known: u64) -> u64 {
+    async fn size_now(&self, name: &str, known: u64) -> Result<u64, Refusal> {
         match self.directory.locate(name).await {
-            Ok(location) => location.size_bytes,
-            Err(_) => known,
+            Ok(location) => Ok(location.size_bytes),
+            // Its attachment looks for a router too; what is known will do meanwhile.
+            Err(DirectoryError::Unreachable(_)) => Ok(known),
+            Err(error @ DirectoryError::Refused(_)) => Err(refusal(name, &error)),
         }
     }
 

@@ -13,10 +13,10 @@ mod write;
 use crate::exports::Exports;
 use crate::vdisk::ConnectionGuard;
 use bytes::BytesMut;
+use edge_core::nbd::Errno;
 use edge_core::nbd::handshake::{Handshake, HandshakeError, Purpose, Query, Step};
 use edge_core::nbd::reply::Form;
 use edge_core::nbd::request::{StreamError, Terms};
-use edge_core::nbd::{Errno, PAYLOAD_MAX};
 use edge_core::session::{IoError, Outcome};
 use runtime::shutdown::Shutdown;
 use std::io;
@@ -30,16 +30,17 @@ use tokio::sync::{Semaphore, mpsc};
 const REQUESTS_MAX: usize = 128;
 /// Bytes are counted in units of this.
 const UNIT: u32 = 4096;
-/// Bytes of one connection under way: two requests of the largest size.
-const CONNECTION_UNITS: usize = (2 * PAYLOAD_MAX / UNIT) as usize;
-/// Bytes of all connections of a vDisk under way.
-pub const VDISK_UNITS: usize = (256 << 20) / UNIT as usize;
+/// Bytes of one connection under way; a single larger request is let in alone.
+const CONNECTION_UNITS: u32 = (16 << 20) / UNIT;
+/// Bytes of all connections of a vDisk under way: so many that it takes 64 clients who take no replies to hold up the
+/// others, and those only until they are dropped.
+pub const VDISK_UNITS: usize = 64 * CONNECTION_UNITS as usize;
 /// A client that takes longer between two steps of the negotiation is dropped.
 const NEGOTIATION_PATIENCE: Duration = Duration::from_secs(60);
 /// A client that neither sends the rest of a request nor takes a reply for this long is dropped.
-const STALL_MAX: Duration = Duration::from_secs(60);
+const STALL_MAX: Duration = Duration::from_secs(30);
 /// Replies owed when the connection ends get this long.
-const GOODBYE_PATIENCE: Duration = Duration::from_secs(5);
+const GOODBYE_PATIENCE: Duration = Duration::from_secs(3);
 
 /// A request on its way through the edge, and back with its result.
 #[derive(Debug)]
@@ -111,7 +112,7 @@ where
     let Some((terms, vdisk)) = negotiated else { return Ok(()) };
     let budget = Budget {
         requests: Semaphore::new(REQUESTS_MAX),
-        units: Semaphore::new(CONNECTION_UNITS),
+        units: Semaphore::new(CONNECTION_UNITS as usize),
         memory: vdisk.memory(),
         held: AtomicUsize::new(0),
     };
@@ -143,7 +144,7 @@ struct Budget<'a> {
 impl Budget<'_> {
     /// Waits for room for one request with so many bytes.
     async fn take(&self, bytes: u32) -> u32 {
-        let units = bytes.div_ceil(UNIT);
+        let units = bytes.div_ceil(UNIT).min(CONNECTION_UNITS);
         for (semaphore, count) in [(&self.requests, 1), (&self.units, units), (self.memory, units)]
         {
             semaphore.acquire_many(count).await.expect("never closed").forget();

@@ -24,7 +24,9 @@ use wire::router::{Applied, Attached, Detach, Extents, Flushed, Location, ReadDo
 use wire::{Decode, Encode, WireError};
 
 /// The last flush and the detach at the end; the router finds out by itself what it missed.
-const CLOSING_PATIENCE: Duration = Duration::from_secs(5);
+const CLOSING_PATIENCE: Duration = Duration::from_secs(4);
+/// How often it is seen whether anybody still uses the vDisk.
+const LOOK_AROUND: Duration = Duration::from_secs(1);
 /// Requests taken in one go.
 const BATCH: usize = 256;
 
@@ -62,6 +64,7 @@ pub fn spawn(begin: Spawn) -> (Vdisk, tokio::task::JoinHandle<()>) {
         calls: Calls::new(),
         phase,
         idle_since: boot_now(),
+        next_look: boot_now(),
         router: String::new(),
         closing: None,
         over: false,
@@ -111,6 +114,7 @@ struct Task<F> {
     calls: Calls<F>,
     phase: watch::Sender<Phase>,
     idle_since: Now,
+    next_look: Now,
     router: String,
     closing: Option<Closing>,
     over: bool,
@@ -293,14 +297,19 @@ impl<F: Future<Output = CallDone>> Task<F> {
 
     fn next_wake(&self) -> Now {
         let closing = self.closing.as_ref().map(|closing| closing.until);
-        let idle = boot_now().plus(Duration::from_secs(1));
-        self.session.next_wake().into_iter().chain(closing).chain(Some(idle)).min().unwrap_or(idle)
+        let session = self.session.next_wake();
+        session.into_iter().chain(closing).fold(self.next_look, std::cmp::min)
     }
 
     fn tick(&mut self) {
         let now = boot_now();
         self.session.tick(now);
-        if self.shared.connections.load(Ordering::Relaxed) > 0 {
+        if now < self.next_look {
+            return;
+        }
+        self.next_look = now.plus(LOOK_AROUND);
+        // While anything is unflushed it isn't idle: letting go would lose what was acknowledged (L1).
+        if self.shared.connections.load(Ordering::Relaxed) > 0 || !self.session.is_quiet() {
             self.idle_since = now;
         } else if now.since(self.idle_since) >= self.detach_after {
             self.begin_closing(None);
@@ -310,8 +319,11 @@ impl<F: Future<Output = CallDone>> Task<F> {
     fn begin_closing(&mut self, asks: Option<oneshot::Sender<()>>) {
         let closing = self.closing.get_or_insert_with(|| {
             let now = boot_now();
+            // Without a router and with nothing to lose there is nothing to wait for.
+            let wait = self.session.is_live() || !self.session.is_quiet();
+            let patience = if wait { CLOSING_PATIENCE } else { Duration::ZERO };
             self.session.submit(now, Op::Flush, Ticket::Closing);
-            Closing { waiting: Vec::new(), until: now.plus(CLOSING_PATIENCE), flushed: false }
+            Closing { waiting: Vec::new(), until: now.plus(patience), flushed: false }
         });
         closing.waiting.extend(asks);
     }
