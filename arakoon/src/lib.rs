@@ -23,4 +23,4 @@ mod server;
 pub mod store;
 
 pub use config::Config;
-pub use node::{RunError, run, run_on};
+pub use node::{RunError, run};

@@ -45,30 +45,10 @@ pub enum RunError {
 /// # Errors
 /// See [`RunError`].
 pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
-    let identity = identity(&config)?;
-    let listener = Listener::bind(&config.listen, &identity).await?;
-    run_on(config, identity, listener, shutdown).await
-}
-
-/// Who a node with this configuration is.
-///
-/// # Errors
-/// When its certificates can't be used.
-pub fn identity(config: &Config) -> Result<Arc<Identity>, TlsError> {
-    Identity::new(Role::Arakoon, &config.name, &config.cluster, config.tls.as_ref())
-}
-
-/// Like [`run`], on a socket that is bound already.
-///
-/// # Errors
-/// See [`RunError`].
-pub async fn run_on(
-    config: Config,
-    identity: Arc<Identity>,
-    listener: Listener,
-    shutdown: Shutdown,
-) -> Result<(), RunError> {
     let _lock = DirLock::acquire(&config.data_dir)?;
+    let identity =
+        Identity::new(Role::Arakoon, &config.name, &config.cluster, config.tls.as_ref())?;
+    let listener = Listener::bind(&config.listen, &identity).await?;
     let store = open_store(&config).await?;
     let pages = store.pages();
     let replica_config = ReplicaConfig {
