@@ -208,6 +208,42 @@ impl<D: Disk, I: Index> Store<D, I> {
         }
     }
 
+    /// Whether [`Store::probe`] may find that writes work again.
+    #[must_use]
+    pub const fn needs_probe(&self) -> bool {
+        let doubtful = match self.health {
+            Health::ReadOnly { .. } => true,
+            Health::Good => self.no_space,
+            Health::Failed => false,
+        };
+        doubtful && self.broken.is_none()
+    }
+
+    /// Tries by itself what failed, since nobody sends puts to a disk that says it takes none.
+    pub fn probe(&mut self, now: Now) {
+        match self.health {
+            Health::ReadOnly { retry_at } if now >= retry_at => {
+                let has_head =
+                    self.head.is_some() || self.open_head(0, Purpose::Delete, now).is_ok();
+                if has_head {
+                    self.append_mark(now);
+                }
+            }
+            Health::Good if self.no_space => {
+                let limits = self.options.limits;
+                let wanted = limits.allows(self.ledger.allocated(), limits.segment(), Purpose::Put);
+                if !wanted {
+                    self.no_space = false;
+                } else if let Ok(file) = self.create_segment(limits.segment()) {
+                    self.free.push(file);
+                    self.no_space = false;
+                    self.refused = false;
+                }
+            }
+            Health::ReadOnly { .. } | Health::Good | Health::Failed => {}
+        }
+    }
+
     fn append_mark(&mut self, now: Now) {
         let Some(mut head) = self.head else { return };
         if head.next.offset + BATCH_ALIGN > head.end() {
@@ -234,6 +270,7 @@ impl<D: Disk, I: Index> Store<D, I> {
             self.write_failed(&error, now);
             return;
         }
+        self.synced();
         head.vouched = head.next.offset;
         let end = align(mark.end(), BATCH_ALIGN);
         head.next = Cursor { offset: end, number: head.next.number + 1 };
@@ -242,6 +279,13 @@ impl<D: Disk, I: Index> Store<D, I> {
         self.ledger.meta.checkpoint = checkpoint_of(&head);
         if let Some(row) = self.ledger.rows.get_mut(&head.lap) {
             row.used = end;
+        }
+    }
+
+    const fn synced(&mut self) {
+        self.counters.syncs += 1;
+        if let Health::ReadOnly { .. } = self.health {
+            self.health = Health::Good;
         }
     }
 

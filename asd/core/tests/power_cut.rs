@@ -443,6 +443,30 @@ fn the_operating_systems_no_space_is_full_until_there_is_space() {
 }
 
 #[test]
+fn a_disk_that_nobody_writes_to_finds_out_by_itself_that_it_works_again() {
+    let later = |seconds| Now(std::time::Duration::from_secs(seconds));
+    let mut store = opened();
+    store.disk_mut().set_fault(Fault::Write, Some(DiskError::ReadOnly("EROFS".to_owned())));
+    assert_eq!(store.commit(&[always("a", b"1")], later(0)), [Outcome::Failed]);
+    assert!(store.needs_probe());
+    store.probe(later(1));
+    assert_eq!(store.state(), DiskState::ReadOnly);
+    store.disk_mut().set_fault(Fault::Write, None);
+    store.probe(later(2));
+    assert_eq!((store.state(), store.needs_probe()), (DiskState::Writable, false));
+
+    let mut store = opened();
+    store.disk_mut().set_fault(Fault::Create, Some(DiskError::NoSpace));
+    assert_eq!(store.commit(&[always("a", b"1")], later(0)), [Outcome::Full]);
+    store.probe(later(1));
+    assert_eq!(store.state(), DiskState::Full);
+    store.disk_mut().set_fault(Fault::Create, None);
+    store.probe(later(2));
+    assert_eq!((store.state(), store.needs_probe()), (DiskState::Writable, false));
+    assert_eq!(store.commit(&[always("a", b"1")], later(2)), [Outcome::Stored]);
+}
+
+#[test]
 fn after_a_failed_sync_nothing_is_built_on_what_it_covered() {
     let mut store = opened();
     let later = |seconds| Now(std::time::Duration::from_secs(seconds));

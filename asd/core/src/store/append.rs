@@ -347,10 +347,7 @@ impl<D: Disk, I: Index> Store<D, I> {
             self.write_failed(&error, now);
             return Err(error);
         }
-        self.counters.syncs += 1;
-        if let Health::ReadOnly { .. } = self.health {
-            self.health = Health::Good;
-        }
+        self.synced();
         let number = head.next.number + model::u32_of(run.records.len());
         head.vouched = start;
         head.next = Cursor { offset: end, number };
