@@ -21,6 +21,18 @@ pub mod method {
     pub const STATS: u16 = 7;
 }
 
+/// Why a whole request failed.
+pub mod code {
+    use crate::error::code::PROTOCOL_BASE;
+
+    /// The disk is being read after a start; soon it serves.
+    pub const RECOVERING: u16 = PROTOCOL_BASE + 1;
+    /// No room even for a delete; compaction is making some.
+    pub const FULL: u16 = PROTOCOL_BASE + 2;
+    /// The disk or its index fails; class `Fatal` when for good.
+    pub const DISK: u16 = PROTOCOL_BASE + 3;
+}
+
 pub const KEY_MAX: usize = 128;
 /// Checksums cover blocks of this many bytes; the last may be shorter.
 pub const BLOCK: usize = 4096;
