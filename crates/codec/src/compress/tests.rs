@@ -1,3 +1,5 @@
+//! Tests of [`super`]: known answers, properties, and damage that must be noticed.
+
 use proptest::prelude::*;
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Tests of [`super`]: known answers, properties, and damage that must be noticed.
+
 #![expect(clippy::cast_possible_truncation, reason = "made-up bytes")]
 
 use proptest::prelude::*;
