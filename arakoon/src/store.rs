@@ -355,3 +355,6 @@ impl Storage for RocksStore {
 fn io(error: rocksdb::Error) -> StoreError {
     StoreError::Io(error.to_string())
 }
+
+#[cfg(test)]
+mod tests;
