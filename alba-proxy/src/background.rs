@@ -94,6 +94,7 @@ async fn keep_filling(proxy: Arc<Proxy>) {
         if let Err(error) = fill_all(&proxy).await {
             tracing::info!(%error, "holes can't be looked for now");
         }
+        proxy.recheck_lost().await;
     }
 }
 

@@ -115,7 +115,7 @@ impl Proxy {
             if self.try_commit(batch.remove(namespace, transaction), deadline).await? {
                 for (_, manifest) in &batch.manifests {
                     self.manifests.remove(&(namespace, manifest.object));
-                    self.counters.found(manifest.object);
+                    self.counters.found((namespace, manifest.object));
                 }
                 self.deletes_made.notify_one();
                 open = &open[taken..];
@@ -230,7 +230,7 @@ impl Proxy {
             }
             for (_, manifest) in &batch.manifests {
                 self.manifests.remove(&(namespace, manifest.object));
-                self.counters.found(manifest.object);
+                self.counters.found((namespace, manifest.object));
             }
         }
     }

@@ -8,7 +8,7 @@ use crate::object::Loaded;
 use crate::osds::{Got, PutError, Wanted};
 use crate::proxy::Proxy;
 use alba_proxy_core::Place;
-use alba_proxy_core::read::{ColumnState, Fetch, ReadPlan};
+use alba_proxy_core::read::{Answer, ColumnState, Fetch, ReadPlan};
 use bytes::Bytes;
 use model::OsdId;
 use std::collections::BTreeMap;
@@ -47,7 +47,7 @@ pub enum Column {
     Lost,
 }
 
-type Answer = (OsdId, Vec<Fetch>, Result<Vec<Got>, PutError>);
+type Answered = (OsdId, Vec<Fetch>, Result<Vec<Got>, PutError>);
 
 struct Gathering<'a> {
     proxy: &'a Arc<Proxy>,
@@ -55,7 +55,7 @@ struct Gathering<'a> {
     priority: Priority,
     plan: ReadPlan,
     found: BTreeMap<(usize, u8), Bytes>,
-    under_way: JoinSet<Answer>,
+    under_way: JoinSet<Answered>,
 }
 
 impl Proxy {
@@ -76,7 +76,7 @@ impl Proxy {
         let mut fetches = Vec::new();
         for (column, want) in wants.iter().enumerate() {
             if want.trust == Trust::OthersOnly {
-                fetches.extend(gathering.plan.answered(column, want.fragment, false));
+                fetches.extend(gathering.plan.answered(column, want.fragment, Answer::Bad));
             }
         }
         fetches.extend(gathering.plan.start());
@@ -152,7 +152,7 @@ impl Gathering<'_> {
         }
     }
 
-    fn take(&mut self, (osd, fetches, got): Answer) {
+    fn take(&mut self, (osd, fetches, got): Answered) {
         let answers = match got {
             Ok(answers) => answers.into_iter().map(Some).collect(),
             Err(error) => {
@@ -162,15 +162,15 @@ impl Gathering<'_> {
         };
         for (fetch, answer) in fetches.into_iter().zip(answers) {
             let good = match answer {
-                None => false,
+                None => Answer::Bad,
                 Some(Got::Found(bytes, crc)) => self.keep(&fetch, bytes, crc),
                 Some(Got::Absent) => {
                     self.note_damage(fetch.fragment, Damage::Missing);
-                    false
+                    Answer::Bad
                 }
                 Some(Got::Corrupt) => {
                     self.note_damage(fetch.fragment, Damage::Corrupt);
-                    false
+                    Answer::Bad
                 }
             };
             let next = self.plan.answered(fetch.column, fetch.fragment, good);
@@ -183,14 +183,14 @@ impl Gathering<'_> {
     }
 
     /// A whole fragment must also be the one that the manifest means.
-    fn keep(&mut self, fetch: &Fetch, bytes: Bytes, crc: u32) -> bool {
+    fn keep(&mut self, fetch: &Fetch, bytes: Bytes, crc: u32) -> Answer {
         let record = self.loaded.manifest.fragments[usize::from(fetch.fragment)];
         if fetch.range == (0..record.len) && crc != record.crc {
             self.note_damage(fetch.fragment, Damage::Corrupt);
-            return false;
+            return Answer::Bad;
         }
         self.found.insert((fetch.column, fetch.fragment), bytes);
-        true
+        Answer::Good
     }
 
     fn column(&self, column: usize, fragment: u8) -> Column {

@@ -10,11 +10,12 @@ use crate::commit::{count, delta};
 use crate::error::ProxyError;
 use crate::gather::{Column, Trust, Want, osd_of};
 use crate::object::Loaded;
-use crate::osds::{Fragment, Got, Wanted};
+use crate::osds::{Fragment, Got, PutManner, Wanted};
 use crate::proxy::Proxy;
 use crate::put::Attempt;
 use alba_proxy_core::fill;
 use alba_proxy_core::keys::{self, Count};
+use alba_proxy_core::read::Rank;
 use alba_proxy_core::upload::Put;
 use arakoon_client::{TransactError, Transaction};
 use bytes::Bytes;
@@ -26,7 +27,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use wire::asd::{Priority, PutCondition};
+use wire::asd::Priority;
 use wire::facts::key;
 
 /// Repairs that wait; more are noticed again by the next read.
@@ -145,8 +146,7 @@ impl Proxy {
             let proxy = Arc::clone(self);
             under_way.spawn(async move {
                 let key = attempt.key(put.index);
-                let (always, priority) = (PutCondition::Always, Priority::Maintenance);
-                (put, proxy.osds.put(put.osd, key, &fragment, always, priority).await)
+                (put, proxy.osds.put(put.osd, key, &fragment, PutManner::Repair).await)
             });
         }
         let mut stored = Vec::new();
@@ -245,8 +245,7 @@ impl Proxy {
         let rebuilt = self.rebuild_whole(&loaded, vec![fragment], deadline).await?;
         for (index, bytes) in rebuilt {
             let key = loaded.key(index);
-            let (always, priority) = (PutCondition::Always, Priority::Maintenance);
-            let put = self.osds.put(osd, key, &bytes, always, priority).await;
+            let put = self.osds.put(osd, key, &bytes, PutManner::Repair).await;
             let sound = put.is_ok() && self.osds.verify(osd, key).await.unwrap_or(false);
             if sound {
                 self.counters.repaired_fragments.add(1);
@@ -256,6 +255,49 @@ impl Proxy {
             }
         }
         Ok(())
+    }
+
+    /// Looks whether objects that couldn't be read can be read again: an alarm that is over must end by itself (L9).
+    pub async fn recheck_lost(&self) {
+        for (namespace, object) in self.counters.lost_now() {
+            match self.is_readable(namespace, object).await {
+                Ok(true) => {
+                    if self.counters.found((namespace, object)) {
+                        tracing::info!(%object, "a lost object can be read again");
+                    }
+                }
+                Ok(false) => {}
+                Err(ProxyError::NoObject(_) | ProxyError::NoNamespace(_)) => {
+                    self.counters.found((namespace, object));
+                }
+                Err(error) => tracing::debug!(%object, %error, "a lost object can't be checked"),
+            }
+        }
+    }
+
+    /// Whether k fragments are sound, as the OSDs that hold them say.
+    async fn is_readable(
+        &self,
+        namespace: NamespaceId,
+        object: ObjectId,
+    ) -> Result<bool, ProxyError> {
+        let deadline = Instant::now() + PATIENCE;
+        let known = self.namespace(namespace, deadline).await?;
+        let loaded = self.fresh_object(&known, object, deadline).await?;
+        let manifest = &loaded.manifest;
+        let empty = manifest.fragments.iter().filter(|fragment| fragment.len == 0).count();
+        let mut sound = empty;
+        for (index, osd) in manifest.stored() {
+            if sound >= usize::from(manifest.policy.k()) {
+                break;
+            }
+            let answers = self.osds.rank(osd) != Rank::Down;
+            let key = manifest.key_of(namespace, index);
+            if answers && self.osds.verify(osd, key).await.unwrap_or(false) {
+                sound += 1;
+            }
+        }
+        Ok(sound >= usize::from(manifest.policy.k()))
     }
 
     /// Fills what can be filled in a namespace now. True when something was.

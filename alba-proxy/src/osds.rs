@@ -6,7 +6,7 @@
 //! Invariant: every call has a timeout, every answer's bytes are checked against their checksum (L5), and every
 //! outcome is told to the [`HealthView`].
 
-use alba_proxy_core::health::Failure;
+use alba_proxy_core::health::{Failure, Room};
 use alba_proxy_core::read::Rank;
 use alba_proxy_core::{Candidate, HealthView, OsdCondition};
 use bytes::Bytes;
@@ -85,6 +85,15 @@ impl Fragment {
         let checksums = codec::BlockChecksums::of(&bytes).sums().to_vec();
         Self { bytes, checksums }
     }
+}
+
+/// What a fragment is stored for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PutManner {
+    /// It was never there.
+    New,
+    /// Whatever is there is replaced.
+    Repair,
 }
 
 /// Why a fragment isn't stored.
@@ -222,22 +231,23 @@ impl Osds {
 
     /// It was still silent when enough others had answered.
     pub fn note_slow(&self, osd: OsdId) {
-        let news = self.state().health.slow(osd, boot_now());
-        self.report(osd, news, "slow several times running");
+        if self.state().health.slow(osd, boot_now()) {
+            self.report(osd, "slow several times running");
+        }
     }
 
-    fn note_full(&self, osd: OsdId, full: bool) {
-        let news = self.state().health.set_full(osd, full);
-        self.report(osd, news, if full { "no room" } else { "room again" });
+    fn note_room(&self, osd: OsdId, room: Room) {
+        if self.state().health.set_room(osd, room) {
+            self.report(osd, if room == Room::Full { "no room" } else { "room again" });
+        }
     }
 
     fn note<T>(&self, osd: OsdId, outcome: &Result<T, CallError>) {
-        let now = boot_now();
-        let chance = runtime::random::u64();
         match outcome {
             Ok(_) => {
-                let news = self.state().health.success(osd, now);
-                self.report(osd, news, "it answers");
+                if self.state().health.success(osd, boot_now()) {
+                    self.report(osd, "it answers");
+                }
             }
             Err(error) => {
                 let failure = match error {
@@ -251,16 +261,19 @@ impl Osds {
                         _ => Failure::Disk,
                     },
                 };
-                let news = self.state().health.failure(osd, failure, now, chance);
-                self.report(osd, news, &error.to_string());
+                self.note_failure(osd, failure, &error.to_string());
             }
         }
     }
 
-    fn report(&self, osd: OsdId, news: bool, why: &str) {
-        if !news {
-            return;
+    fn note_failure(&self, osd: OsdId, failure: Failure, why: &str) {
+        let chance = runtime::random::u64();
+        if self.state().health.failure(osd, failure, boot_now(), chance) {
+            self.report(osd, why);
         }
+    }
+
+    fn report(&self, osd: OsdId, why: &str) {
         let state = self.state();
         let name = state.osds.get(&osd).map_or("?", |osd| osd.record.name.as_str());
         let condition = state.health.condition(osd).name();
@@ -284,9 +297,12 @@ impl Osds {
         osd: OsdId,
         key: FragmentKey,
         fragment: &Fragment,
-        condition: PutCondition,
-        priority: Priority,
+        manner: PutManner,
     ) -> Result<(), PutError> {
+        let (condition, priority) = match manner {
+            PutManner::New => (PutCondition::Absent, Priority::Client),
+            PutManner::Repair => (PutCondition::Always, Priority::Maintenance),
+        };
         let target = self.osd(osd).ok_or(PutError::Unknown)?;
         let item = asd::PutItem {
             key: Bytes::copy_from_slice(&key.to_bytes()),
@@ -301,12 +317,9 @@ impl Osds {
         let result = answer.results.first().copied().unwrap_or(PutResult::Failed);
         match result {
             PutResult::Stored => return Ok(()),
-            PutResult::Full => self.note_full(osd, true),
+            PutResult::Full => self.note_room(osd, Room::Full),
             PutResult::Failed => {
-                let now = boot_now();
-                let chance = runtime::random::u64();
-                let news = self.state().health.failure(osd, Failure::Disk, now, chance);
-                self.report(osd, news, "its disk fails");
+                self.note_failure(osd, Failure::Disk, "its disk fails");
             }
             PutResult::Exists | PutResult::BadChecksum => {}
         }
@@ -378,10 +391,8 @@ impl Osds {
             }
             Ok((identity, _)) => {
                 // Another disk answers at this address: nothing of ours is there.
-                let now = boot_now();
-                let chance = runtime::random::u64();
-                let news = self.state().health.failure(osd, Failure::Unreachable, now, chance);
-                self.report(osd, news, &format!("OSD {} answers in its place", identity.osd));
+                let why = format!("OSD {} answers in its place", identity.osd);
+                self.note_failure(osd, Failure::Unreachable, &why);
                 return;
             }
             Err(error) => {
@@ -402,15 +413,13 @@ impl Osds {
         match disk {
             DiskState::Writable | DiskState::Full => {
                 self.note(osd, &Ok(()));
-                self.note_full(osd, disk == DiskState::Full);
+                let room = if disk == DiskState::Full { Room::Full } else { Room::Left };
+                self.note_room(osd, room);
             }
             DiskState::ReadOnly | DiskState::Failed => {
                 // It answers, so it is asked for reads; but it gets nothing new.
                 self.note(osd, &Ok(()));
-                let now = boot_now();
-                let chance = runtime::random::u64();
-                let news = self.state().health.failure(osd, Failure::Disk, now, chance);
-                self.report(osd, news, "its disk takes no writes");
+                self.note_failure(osd, Failure::Disk, "its disk takes no writes");
             }
         }
     }

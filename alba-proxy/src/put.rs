@@ -8,7 +8,7 @@ use crate::catalog::Preset;
 use crate::commit::{Commit, Committed};
 use crate::error::ProxyError;
 use crate::namespaces::Namespace;
-use crate::osds::{Fragment, PutError};
+use crate::osds::{Fragment, PutError, PutManner};
 use crate::proxy::Proxy;
 use alba_proxy_core::manifest::{FragmentRecord, Manifest, Place, Protection};
 use alba_proxy_core::placement::Spread;
@@ -23,7 +23,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
-use wire::asd::{Priority, PutCondition};
 use wire::proxy::{META_MAX, PutDone, PutObject};
 
 /// Kept of the caller's time for the commit.
@@ -276,10 +275,7 @@ impl Proxy {
     ) {
         let proxy = Arc::clone(self);
         puts.spawn(async move {
-            let stored = proxy
-                .osds
-                .put(put.osd, key, &fragment, PutCondition::Absent, Priority::Client)
-                .await;
+            let stored = proxy.osds.put(put.osd, key, &fragment, PutManner::New).await;
             (put, stored)
         });
     }

@@ -68,12 +68,12 @@ impl Proxy {
         match &answer {
             Ok(_) => {
                 self.counters.reads.add(1);
-                if self.counters.found(object) {
+                if self.counters.found((request.namespace, object)) {
                     tracing::info!(%object, "a lost object can be read again");
                 }
             }
             Err(ProxyError::Unreadable { problem, .. }) => {
-                if self.counters.lost(object, problem) {
+                if self.counters.lost((request.namespace, object), problem) {
                     tracing::error!(%object, problem, "an object is LOST unless its OSDs come back");
                 }
             }

@@ -53,10 +53,10 @@ impl ProxyService {
         Self { proxy }
     }
 
-    fn put(&self, request: Request, responder: Responder) {
+    fn put(&self, request: &Request, responder: Responder) {
         let proxy = Arc::clone(&self.proxy);
         let payload = request.payload.clone();
-        answer(&request, responder, |body: proxy::PutObject, deadline| async move {
+        answer(request, responder, |body: proxy::PutObject, deadline| async move {
             proxy.put_object(body, payload, deadline).await
         });
     }
@@ -102,7 +102,7 @@ impl Service for ProxyService {
     fn call(&self, request: Request, responder: Responder) {
         let proxy = Arc::clone(&self.proxy);
         match request.method {
-            method::PUT_OBJECT => self.put(request, responder),
+            method::PUT_OBJECT => self.put(&request, responder),
             method::READ_OBJECT => self.read(&request, responder),
             method::CREATE_NAMESPACE => {
                 answer(&request, responder, |q: proxy::CreateNamespace, deadline| async move {

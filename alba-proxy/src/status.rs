@@ -1,7 +1,7 @@
 //! Counters and the `status` answer: an operator never learns of danger from data loss (L9).
 
 use crate::osds::OsdView;
-use model::ObjectId;
+use model::{NamespaceId, ObjectId};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -41,12 +41,12 @@ pub struct Counters {
     pub unreadable_reads: Counter,
     /// As of the last look at all namespaces.
     pub holes: Counter,
-    lost: Mutex<BTreeMap<ObjectId, String>>,
+    lost: Mutex<BTreeMap<(NamespaceId, ObjectId), String>>,
 }
 
 impl Counters {
     /// An object can't be read now. True when that is news.
-    pub fn lost(&self, object: ObjectId, problem: &str) -> bool {
+    pub fn lost(&self, object: (NamespaceId, ObjectId), problem: &str) -> bool {
         self.unreadable_reads.add(1);
         let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
         let news = !lost.contains_key(&object);
@@ -57,14 +57,19 @@ impl Counters {
     }
 
     /// It could be read again, or is gone. True when that is news.
-    pub fn found(&self, object: ObjectId) -> bool {
+    pub fn found(&self, object: (NamespaceId, ObjectId)) -> bool {
         let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
         !lost.is_empty() && lost.remove(&object).is_some()
     }
 
+    /// Those that are remembered.
+    pub fn lost_now(&self) -> Vec<(NamespaceId, ObjectId)> {
+        self.lost.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
+    }
+
     fn lost_objects(&self) -> Vec<LostObject> {
         let lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
-        let entry = |(object, problem): (&ObjectId, &String)| LostObject {
+        let entry = |((_, object), problem): (&(NamespaceId, ObjectId), &String)| LostObject {
             object: object.to_string(),
             problem: problem.clone(),
         };

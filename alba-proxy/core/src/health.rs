@@ -33,6 +33,13 @@ pub enum Failure {
     Disk,
 }
 
+/// Whether an OSD has room for more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Room {
+    Left,
+    Full,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OsdCondition {
     Ok,
@@ -107,8 +114,8 @@ impl HealthView {
     }
 
     /// True when that is news.
-    pub fn set_full(&mut self, osd: OsdId, full: bool) -> bool {
-        self.update(osd, |health| health.full = full)
+    pub fn set_room(&mut self, osd: OsdId, room: Room) -> bool {
+        self.update(osd, |health| health.full = room == Room::Full)
     }
 
     /// It hadn't answered when its fellows had. True when that is news.
@@ -220,10 +227,10 @@ mod tests {
         }
         assert_eq!(view.condition(A), OsdCondition::Suspect);
         view.success(A, Now::default());
-        assert!(view.set_full(A, true));
+        assert!(view.set_room(A, Room::Full));
         assert_eq!(view.condition(A), OsdCondition::Full);
         assert!(view.readable(A) && !view.writable(A));
-        view.set_full(A, false);
+        view.set_room(A, Room::Left);
         assert!(view.writable(A));
     }
 

@@ -159,6 +159,7 @@ pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    #[expect(clippy::fn_params_excessive_bools, reason = "a table's column in tests")]
     pub fn candidate(osd: u128, host: u8, free_gib: u64, writable: bool) -> Candidate {
         let domain = format!("dc1/r{}/h{host}", host / 3).parse().unwrap();
         Candidate { osd: OsdId(osd), domain, free_bytes: free_gib << 30, writable }

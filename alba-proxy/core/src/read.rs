@@ -43,6 +43,15 @@ pub struct Fetch {
     pub range: Range<u32>,
 }
 
+/// What came of a fetch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// Verified bytes.
+    Good,
+    /// Damaged, missing, or no answer.
+    Bad,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Asked {
     No,
@@ -122,14 +131,17 @@ impl ReadPlan {
     }
 
     /// An answer came (verified), or didn't. What is to be fetched because of it.
-    pub fn answered(&mut self, column: usize, fragment: u8, good: bool) -> Vec<Fetch> {
+    pub fn answered(&mut self, column: usize, fragment: u8, answer: Answer) -> Vec<Fetch> {
         let mut fetches = Vec::new();
         let state = self
             .columns
             .get_mut(column)
             .and_then(|column| column.asked.get_mut(usize::from(fragment)));
         if let Some(state) = state {
-            *state = if good { Asked::Good } else { Asked::Bad };
+            *state = match answer {
+                Answer::Good => Asked::Good,
+                Answer::Bad => Asked::Bad,
+            };
             self.advance(column, &mut fetches);
         }
         fetches

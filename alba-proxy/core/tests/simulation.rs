@@ -6,10 +6,12 @@
 //! - nothing waits for ever: every upload and read is settled when time has passed (L8);
 //! - with all OSDs back, every hole is filled.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use alba_proxy_core::health::{Failure, HealthView};
 use alba_proxy_core::manifest::{FragmentRecord, Manifest, Place, Protection};
 use alba_proxy_core::placement::{Candidate, Spread};
-use alba_proxy_core::read::{ColumnState, Fetch, Rank, ReadPlan};
+use alba_proxy_core::read::{Answer, ColumnState, Fetch, Rank, ReadPlan};
 use alba_proxy_core::upload::{Next, Put, UploadPlan};
 use alba_proxy_core::{PutAnswer, Upload, Verdict, fill, policy};
 use model::{
@@ -295,7 +297,8 @@ impl Sim {
             let fetch = open.swap_remove(self.random.index(open.len()));
             assert!(asked.insert(fetch.fragment), "asked twice");
             let good = self.is_sound(object, fetch.fragment, fetch.osd);
-            open.extend(plan.answered(0, fetch.fragment, good));
+            let answer = if good { Answer::Good } else { Answer::Bad };
+            open.extend(plan.answered(0, fetch.fragment, answer));
         }
         let sound: BTreeSet<u8> = manifest
             .stored()

@@ -85,19 +85,8 @@ impl Cluster {
             Server::start(&socket("arakoon"), Role::Arakoon, "arakoon-1", service).await;
         let (mut asds, mut servers) = (Vec::new(), Vec::new());
         for number in 1..=setup.asds {
-            let asd = FakeAsd::new(OsdId(number.into()));
-            let name = format!("asd-{number}");
-            let service = Arc::new(AsdService(Arc::clone(&asd)));
-            let server = Server::start(&socket(&name), Role::Asd, &name, service).await;
-            let record = OsdRecord {
-                osd: asd.osd,
-                name,
-                addresses: vec![server.endpoint().to_string()],
-                domain: format!("dc1/rack1/host{number}"),
-                backend: "default".into(),
-                state: OsdState::Good,
-                capacity_bytes: 10 << 30,
-            };
+            let (asd, server) = start_asd(number, &socket(&format!("asd-{number}"))).await;
+            let record = osd_record(number, &server);
             arakoon.set(key::osd(asd.osd), record.to_record());
             asds.push(asd);
             servers.push(server);
@@ -256,6 +245,25 @@ impl Cluster {
         };
         let met = tokio::time::timeout(WITHIN, look).await;
         assert!(met.is_ok(), "{} fragments instead of {wanted}", count());
+    }
+}
+
+async fn start_asd(number: u8, endpoint: &str) -> (Arc<FakeAsd>, Server) {
+    let asd = FakeAsd::new(OsdId(number.into()));
+    let service = Arc::new(AsdService(Arc::clone(&asd)));
+    let server = Server::start(endpoint, Role::Asd, &format!("asd-{number}"), service).await;
+    (asd, server)
+}
+
+fn osd_record(number: u8, server: &Server) -> OsdRecord {
+    OsdRecord {
+        osd: OsdId(number.into()),
+        name: format!("asd-{number}"),
+        addresses: vec![server.endpoint().to_string()],
+        domain: format!("dc1/rack1/host{number}"),
+        backend: "default".into(),
+        state: OsdState::Good,
+        capacity_bytes: 10 << 30,
     }
 }
 

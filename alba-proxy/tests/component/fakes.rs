@@ -239,15 +239,21 @@ impl FakeAsd {
         })
     }
 
-    pub fn set_full(&self, full: bool) {
-        self.full.store(full, Ordering::SeqCst);
+    pub fn fill_up(&self) {
+        self.full.store(true, Ordering::SeqCst);
     }
 
-    pub fn stall(&self, stalled: bool) {
-        self.stalled.store(stalled, Ordering::SeqCst);
-        if !stalled {
-            self.kept.lock().unwrap().clear();
-        }
+    pub fn make_room(&self) {
+        self.full.store(false, Ordering::SeqCst);
+    }
+
+    pub fn stall(&self) {
+        self.stalled.store(true, Ordering::SeqCst);
+    }
+
+    pub fn resume(&self) {
+        self.stalled.store(false, Ordering::SeqCst);
+        self.kept.lock().unwrap().clear();
     }
 
     pub fn fragments(&self) -> usize {

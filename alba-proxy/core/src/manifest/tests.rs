@@ -1,3 +1,5 @@
+//! Golden bytes, round trips, and every kind of damage.
+
 use super::*;
 use model::{ScoNumber, VdiskId};
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! Read plans by example, and under every mix of holes, damage and order.
+
 use super::*;
 use crate::manifest::tests::manifest_with;
 use proptest::prelude::*;
@@ -17,7 +19,7 @@ fn a_healthy_read_asks_one_osd_for_one_range() {
     let fetches = plan.start();
     assert_eq!(fetches, [Fetch { column: 0, fragment: 2, osd: OsdId(2), range: 10..20 }]);
     assert_eq!(plan.state(0), ColumnState::Pending);
-    assert!(plan.answered(0, 2, true).is_empty());
+    assert!(plan.answered(0, 2, Answer::Good).is_empty());
     assert_eq!(plan.state(0), ColumnState::Direct);
     assert!(plan.is_settled());
 }
@@ -26,16 +28,16 @@ fn a_healthy_read_asks_one_osd_for_one_range() {
 fn a_bad_fragment_is_rebuilt_from_the_same_range_of_k_others() {
     let mut plan = ReadPlan::new(&manifest(), &[(2, 10..20)], |_| Rank::Good);
     plan.start();
-    let fetches = plan.answered(0, 2, false);
+    let fetches = plan.answered(0, 2, Answer::Bad);
     let asked: Vec<u8> = fetches.iter().map(|fetch| fetch.fragment).collect();
     assert_eq!(asked, [0, 1, 3, 4]);
     assert!(fetches.iter().all(|fetch| fetch.range == (10..20)));
-    assert!(plan.answered(0, 0, true).is_empty());
-    let instead = plan.answered(0, 1, false);
+    assert!(plan.answered(0, 0, Answer::Good).is_empty());
+    let instead = plan.answered(0, 1, Answer::Bad);
     assert_eq!(instead.iter().map(|fetch| fetch.fragment).collect::<Vec<_>>(), [5]);
     for fragment in [3, 4, 5] {
         assert_eq!(plan.state(0), ColumnState::Pending);
-        plan.answered(0, fragment, true);
+        plan.answered(0, fragment, Answer::Good);
     }
     assert_eq!(plan.state(0), ColumnState::Rebuild(vec![0, 3, 4, 5]));
 }
@@ -47,14 +49,16 @@ fn osds_that_are_down_are_asked_last_but_asked() {
     let asked: Vec<u8> = plan.start().iter().map(|fetch| fetch.fragment).collect();
     // Three are up; k = 4: one of the down ones must help.
     assert_eq!(asked, [3, 4, 5, 0]);
-    let more: Vec<u8> = plan.answered(0, 0, false).iter().map(|fetch| fetch.fragment).collect();
+    let more: Vec<u8> =
+        plan.answered(0, 0, Answer::Bad).iter().map(|fetch| fetch.fragment).collect();
     assert_eq!(more, [2]);
-    let more: Vec<u8> = plan.answered(0, 2, false).iter().map(|fetch| fetch.fragment).collect();
+    let more: Vec<u8> =
+        plan.answered(0, 2, Answer::Bad).iter().map(|fetch| fetch.fragment).collect();
     assert_eq!(more, [1], "the wanted one itself, at the very last");
     for fragment in [3, 4, 5] {
-        plan.answered(0, fragment, true);
+        plan.answered(0, fragment, Answer::Good);
     }
-    plan.answered(0, 1, false);
+    plan.answered(0, 1, Answer::Bad);
     assert_eq!(plan.state(0), ColumnState::Lost);
 }
 
@@ -65,7 +69,7 @@ fn a_slow_osd_is_asked_round_and_may_still_win() {
     assert_eq!(plan.hedge().len(), 4);
     assert_eq!(plan.hedge().len(), 1, "a second hedge asks one more");
     assert!(plan.hedge().is_empty());
-    plan.answered(0, 0, true);
+    plan.answered(0, 0, Answer::Good);
     assert_eq!(plan.state(0), ColumnState::Direct);
 }
 
@@ -77,9 +81,9 @@ fn sources_without_bytes_in_the_range_cost_nothing() {
     let manifest = manifest_with("4,2,5,1", &places);
     let mut plan = ReadPlan::new(&manifest, &[(3, 0..116)], |_| Rank::Good);
     plan.start();
-    let fetches = plan.answered(0, 3, false);
+    let fetches = plan.answered(0, 3, Answer::Bad);
     assert_eq!(fetches.iter().map(|fetch| fetch.fragment).collect::<Vec<_>>(), [4]);
-    plan.answered(0, 4, true);
+    plan.answered(0, 4, Answer::Good);
     assert_eq!(plan.state(0), ColumnState::Rebuild(vec![0, 1, 2, 4]));
 }
 
@@ -114,7 +118,7 @@ proptest! {
             if hedge { more.extend(plan.hedge()); }
             let fetch = open.swap_remove(pick.index(open.len()));
             let good = !bad[usize::from(fetch.fragment)];
-            more.extend(plan.answered(0, fetch.fragment, good));
+            more.extend(plan.answered(0, fetch.fragment, if good { Answer::Good } else { Answer::Bad }));
             for fetch in &more {
                 prop_assert!(asked.insert(fetch.fragment), "asked twice");
             }

@@ -1,3 +1,5 @@
+//! Uploads by example, and under every order of answers.
+
 use super::*;
 use crate::placement::tests::candidate;
 use proptest::prelude::*;
