@@ -276,8 +276,13 @@ impl Osds {
     fn report(&self, osd: OsdId, why: &str) {
         let state = self.state();
         let name = state.osds.get(&osd).map_or("?", |osd| osd.record.name.as_str());
-        let condition = state.health.condition(osd).name();
-        tracing::warn!(osd = %name, condition, why, "an OSD changed its condition");
+        let condition = state.health.condition(osd);
+        match condition {
+            OsdCondition::Ok => tracing::info!(osd = %name, why, "an OSD is ok"),
+            OsdCondition::Full | OsdCondition::Suspect | OsdCondition::Down => {
+                tracing::warn!(osd = %name, condition = condition.name(), why, "an OSD isn't ok");
+            }
+        }
     }
 
     async fn call<Q: Encode + ?Sized, A: Decode>(
