@@ -43,7 +43,7 @@ impl Seeker {
         }
         loop {
             tokio::time::sleep(self.route.pause(runtime::random::u64())).await;
-            let address = self.route.next();
+            let address = self.route.next_address();
             match self.attach_at(&address).await {
                 Ok(found) => {
                     self.route.arrived(&address);

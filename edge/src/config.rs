@@ -162,7 +162,7 @@ impl RawConfig {
                 ));
             }
         }
-        let nbd = check_nbd(self.nbd, self.allow_plain_nbd)?;
+        let nbd = check_nbd(self.nbd, Plain { allowed: self.allow_plain_nbd })?;
         let replay_log_bytes = self.replay_log.map_or(64 << 20, |size| size.0.0);
         if replay_log_bytes < REPLAY_LOG_MIN {
             return Err(("replay_log", format!("must be at least {}", ByteSize(REPLAY_LOG_MIN))));
@@ -194,7 +194,13 @@ impl RawConfig {
     }
 }
 
-fn check_nbd(nbd: Vec<Parsed<NbdAddress>>, allow_plain: bool) -> Result<Vec<NbdAddress>, Wrong> {
+/// Whether NBD may be served where anyone can listen in.
+#[derive(Clone, Copy)]
+struct Plain {
+    allowed: bool,
+}
+
+fn check_nbd(nbd: Vec<Parsed<NbdAddress>>, plain: Plain) -> Result<Vec<NbdAddress>, Wrong> {
     let nbd: Vec<NbdAddress> = nbd.into_iter().map(|address| address.0).collect();
     if nbd.is_empty() {
         return Err(("nbd", "give at least one address to serve NBD at".to_owned()));
@@ -202,7 +208,7 @@ fn check_nbd(nbd: Vec<Parsed<NbdAddress>>, allow_plain: bool) -> Result<Vec<NbdA
     for address in &nbd {
         if let NbdAddress::Tcp(socket) = address
             && !socket.ip().is_loopback()
-            && !allow_plain
+            && !plain.allowed
         {
             let problem = format!(
                 "{address} isn't loopback, and NBD there would be readable and writable by anyone who can reach it; \

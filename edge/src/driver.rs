@@ -43,12 +43,12 @@ pub enum RunError {
 }
 
 fn hint(cause: &io::Error) -> &'static str {
-    match cause.kind() {
-        io::ErrorKind::AddrInUse => "; another process has it: stop that or choose another address",
-        io::ErrorKind::PermissionDenied => "; the address needs more rights than this process has",
-        io::ErrorKind::NotFound => "; the directory of the socket must exist",
-        _ => "",
-    }
+    let hints = [
+        (io::ErrorKind::AddrInUse, "; another process has it: stop that or choose another address"),
+        (io::ErrorKind::PermissionDenied, "; the address needs more rights than this process has"),
+        (io::ErrorKind::NotFound, "; the directory of the socket must exist"),
+    ];
+    hints.iter().find(|(kind, _)| *kind == cause.kind()).map_or("", |(_, hint)| hint)
 }
 
 /// Runs an edge until shutdown.

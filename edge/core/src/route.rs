@@ -33,7 +33,7 @@ impl Route {
     }
 
     /// The address to try now.
-    pub fn next(&mut self) -> String {
+    pub fn next_address(&mut self) -> String {
         let address = self.addresses[self.next % self.addresses.len()].clone();
         self.next = (self.next + 1) % self.addresses.len();
         self.tries = self.tries.saturating_add(1);
@@ -104,13 +104,13 @@ mod tests {
     #[test]
     fn a_redirect_is_followed_at_once_and_the_seeds_stay_known() {
         let mut route = Route::new(vec!["s1".to_owned(), "s2".to_owned()]);
-        assert_eq!(route.next(), "s1");
+        assert_eq!(route.next_address(), "s1");
         route.told(&location("owner", &["other", "s2"]));
         assert_eq!(route.pause(9), Duration::ZERO);
-        let walk: Vec<String> = (0..5).map(|_| route.next()).collect();
+        let walk: Vec<String> = (0..5).map(|_| route.next_address()).collect();
         assert_eq!(walk, ["owner", "other", "s2", "s1", "owner"]);
         route.arrived("other");
-        assert_eq!(route.next(), "other");
+        assert_eq!(route.next_address(), "other");
     }
 
     #[test]
@@ -120,7 +120,7 @@ mod tests {
         for step in 0..100 {
             waited += route.pause(step);
             assert!(route.pause(u64::MAX) <= PAUSE_MAX);
-            if route.next() != "owner" {
+            if route.next_address() != "owner" {
                 route.told(&location("owner", &[]));
             }
         }

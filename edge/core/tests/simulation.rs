@@ -7,6 +7,8 @@
 //!
 //! Same seed, same digest. A failure names its seed; run it alone with `EDGE_SIM_SEED=n`.
 
+#![expect(clippy::unwrap_used, reason = "a test says by panicking what went wrong")]
+
 #[path = "simulation/router.rs"]
 mod router;
 #[path = "simulation/world.rs"]

@@ -308,8 +308,11 @@ impl<F: Future<Output = CallDone>> Task<F> {
             return;
         }
         self.next_look = now.plus(LOOK_AROUND);
-        // While anything is unflushed it isn't idle: letting go would lose what was acknowledged (L1).
-        if self.shared.connections.load(Ordering::Relaxed) > 0 || !self.session.is_quiet() {
+        let used = self.shared.connections.load(Ordering::Relaxed) > 0;
+        // Letting go of what is unflushed would lose what was acknowledged (L1); without a router, the attachment would
+        // stay behind, and its owner wait for our replay (P6).
+        let can_let_go = self.session.is_live() || self.session.reclaim().is_none();
+        if used || !self.session.is_quiet() || !can_let_go {
             self.idle_since = now;
         } else if now.since(self.idle_since) >= self.detach_after {
             self.begin_closing(None);

@@ -269,10 +269,6 @@ impl FakeRouter {
         self.state().vdisks[name].attachment.as_ref().map(|holder| holder.edge_name.clone())
     }
 
-    pub fn unsynced(&self, name: &str) -> usize {
-        self.state().vdisks[name].unsynced.len()
-    }
-
     pub fn durable(&self, name: &str, offset: u64, len: u32) -> Vec<u8> {
         self.state().vdisks[name].durable.read(offset, len)
     }

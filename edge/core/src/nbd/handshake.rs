@@ -106,12 +106,19 @@ struct Wanted {
     description: bool,
 }
 
+/// What a client's queries for metadata contexts match.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Selected {
+    BaseAllocation,
+    Nothing,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Asking {
     List,
     ExportName { name: String },
     Info { option: InfoOption, name: String, wanted: Wanted },
-    Contexts { option: u32, name: String, matched: bool },
+    Contexts { option: u32, name: String, selected: Selected },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -337,9 +344,10 @@ impl Handshake {
             return None;
         }
         let listing = option == option::LIST_META_CONTEXT;
-        let matched = queries.iter().any(|query| *query == BASE_ALLOCATION)
-            || listing && (queries.is_empty() || queries.iter().any(|query| *query == "base:"));
-        self.state = State::Asking(Asking::Contexts { option, name: name.clone(), matched });
+        let matched = queries.contains(&BASE_ALLOCATION)
+            || listing && (queries.is_empty() || queries.contains(&"base:"));
+        let selected = if matched { Selected::BaseAllocation } else { Selected::Nothing };
+        self.state = State::Asking(Asking::Contexts { option, name: name.clone(), selected });
         Some(Step::Ask(Query::Export { name, purpose: Purpose::Look }))
     }
 
@@ -407,15 +415,21 @@ impl Handshake {
                 put_refusal(out, option, &refusal);
                 Ok(Step::Wait)
             }
-            (Asking::Contexts { option, name, matched }, Ok(_)) => {
-                self.select_context(option, name, matched, out);
+            (Asking::Contexts { option, name, selected }, Ok(_)) => {
+                self.select_context(option, name, selected, out);
                 Ok(Step::Wait)
             }
         }
     }
 
-    fn select_context(&mut self, option: u32, name: String, matched: bool, out: &mut BytesMut) {
-        if matched {
+    fn select_context(
+        &mut self,
+        option: u32,
+        name: String,
+        selected: Selected,
+        out: &mut BytesMut,
+    ) {
+        if selected == Selected::BaseAllocation {
             let listing = option == option::LIST_META_CONTEXT;
             let mut data = Vec::with_capacity(4 + BASE_ALLOCATION.len());
             data.put_u32(if listing { 0 } else { BASE_ALLOCATION_ID });

@@ -156,7 +156,7 @@ impl<T> Session<T> {
             Failure::Retry => true,
             Failure::Unreadable => patient,
             Failure::Damaged => count < DAMAGED_MAX,
-            _ => false,
+            Failure::Refused(_) | Failure::Lost | Failure::Elsewhere(_) | Failure::Fenced => false,
         };
         if again {
             let due = now.plus(self.pause(count));
@@ -209,7 +209,9 @@ impl<T> Session<T> {
             Failure::Lost => self.relink(None, "the connection was lost"),
             Failure::Elsewhere(to) => self.relink(to, "another router serves the vDisk"),
             Failure::Fenced => self.fail("another attachment took over"),
-            other => return Some(other),
+            Failure::Retry | Failure::Unreadable | Failure::Damaged | Failure::Refused(_) => {
+                return Some(failure);
+            }
         }
         None
     }

@@ -398,9 +398,9 @@ fn long_requests_are_cut_at_clusters_and_answered_once() {
     let reads: Vec<(u64, u32)> = play
         .calls
         .iter()
-        .filter_map(|(_, request)| match request {
-            Request::Read(read) => Some((read.offset, read.len)),
-            _ => None,
+        .filter_map(|(_, request)| {
+            let Request::Read(read) = request else { return None };
+            Some((read.offset, read.len))
         })
         .collect();
     assert_eq!(reads, [(100, (4 << 20) - 100), (4 << 20, 4 << 20), (8 << 20, (2 << 20) + 100)]);

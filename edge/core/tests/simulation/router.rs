@@ -17,6 +17,14 @@ struct Record {
     data: Vec<u8>,
 }
 
+/// Which connection a request came over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Over {
+    Present,
+    /// One that was cut since.
+    Stale,
+}
+
 #[derive(Debug)]
 pub struct Router {
     pub epoch: Epoch,
@@ -88,16 +96,15 @@ impl Router {
         image
     }
 
-    /// `fresh`: it came over the present connection, not over one that was cut since.
-    pub fn serve(&mut self, request: &Request, fresh: bool) -> Result<Answer, Failure> {
+    pub fn serve(&mut self, request: &Request, over: Over) -> Result<Answer, Failure> {
         match request {
             Request::Write(write, data) => {
-                self.apply(write.seq, write.offset, data.to_vec(), fresh);
+                self.apply(write.seq, write.offset, data.to_vec(), over);
                 self.position(write.seq, write.durability)
             }
             Request::Unmap(unmap) => {
                 let zeroes = vec![0; usize::try_from(unmap.len).unwrap()];
-                self.apply(unmap.seq, unmap.offset, zeroes, fresh);
+                self.apply(unmap.seq, unmap.offset, zeroes, over);
                 self.position(unmap.seq, unmap.durability)
             }
             Request::Flush(_) => {
@@ -119,8 +126,11 @@ impl Router {
         }
     }
 
-    fn apply(&mut self, seq: RequestSeq, at: u64, data: Vec<u8>, fresh: bool) {
-        assert!(!fresh || !self.told.contains(&seq), "{seq} was told as applied and comes again");
+    fn apply(&mut self, seq: RequestSeq, at: u64, data: Vec<u8>, over: Over) {
+        assert!(
+            over == Over::Stale || !self.told.contains(&seq),
+            "{seq} was told as applied and comes again"
+        );
         if !self.log.iter().any(|record| record.seq == seq) {
             self.log.push(Record { seq, at, data });
         }

@@ -1,6 +1,6 @@
 //! The schedule: a user, a session, a network and a router, one random step at a time, and the oracle.
 
-use crate::router::{BLOCK, BLOCKS, Router};
+use crate::router::{BLOCK, BLOCKS, Over, Router};
 use bytes::Bytes;
 use edge_core::session::{
     Answer, CallKey, Effect, Event, Failure, IoError, Op, Outcome, Request, Session, Settings,
@@ -44,6 +44,13 @@ enum Asked {
     Flush { floor: Vec<u64> },
 }
 
+/// Whether connections and routers may fail in a step.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Weather {
+    Calm,
+    Rough,
+}
+
 pub struct World {
     random: u64,
     now: Now,
@@ -64,7 +71,6 @@ pub struct World {
     floor: Vec<u64>,
     /// The same for what must survive the loss of edge and router together.
     durable: Vec<u64>,
-    last_lengths: u64,
     digest: u64,
     seen: Seen,
 }
@@ -93,7 +99,6 @@ impl World {
             orders: vec![vec![0]; BLOCKS],
             floor: vec![0; BLOCKS],
             durable: vec![0; BLOCKS],
-            last_lengths: 0,
             digest: 0xcbf2_9ce4_8422_2325,
             seen: Seen::default(),
         }
@@ -121,7 +126,7 @@ impl World {
     pub fn run(&mut self) -> u64 {
         while self.next_op < OPS || !self.asked.is_empty() {
             let calm = self.next_op >= OPS && self.draw(4) > 0;
-            self.step(calm);
+            self.step(if calm { Weather::Calm } else { Weather::Rough });
             self.settle();
         }
         self.check_all_by_reading();
@@ -129,15 +134,15 @@ impl World {
         self.digest
     }
 
-    fn step(&mut self, calm: bool) {
+    fn step(&mut self, weather: Weather) {
         self.now = self.now.plus(Duration::from_millis(self.draw(20)));
         match self.draw(100) {
             0..30 if self.next_op < OPS && self.asked.len() < 12 => self.submit(),
             30..60 => self.deliver_request(),
             60..90 => self.deliver_answer(),
             90..94 if !self.linked => self.link(),
-            94 if !calm => self.cut(),
-            95 if !calm && self.draw(2) == 0 => self.crash(),
+            94 if weather == Weather::Rough => self.cut(),
+            95 if weather == Weather::Rough && self.draw(2) == 0 => self.crash(),
             96 => self.serve_stale(),
             _ => {
                 if !self.linked && self.draw(3) == 0 {
@@ -220,7 +225,7 @@ impl World {
             (0, _) => Err(Failure::Retry),
             (1, Request::Write(..)) => Err(Failure::Damaged),
             (1, Request::Read(_)) => Err(Failure::Unreadable),
-            _ => self.router.serve(&request, true),
+            _ => self.router.serve(&request, Over::Present),
         };
         self.seen.refused += u64::from(answer.is_err());
         self.answers.push((key, answer));
@@ -240,7 +245,7 @@ impl World {
         if let Some(request) = self.stale.pop_front() {
             // Only changes matter, and a router that keeps a queue per connection ends it at the next attach.
             if matches!(request, Request::Write(..) | Request::Unmap(_)) {
-                let _ = self.router.serve(&request, false);
+                let _ = self.router.serve(&request, Over::Stale);
             }
         }
     }
@@ -269,6 +274,7 @@ impl World {
         let lost = self.router.crash(keep);
         self.seen.lost_unflushed += lost as u64;
         self.note("crash");
+        self.check_durable();
     }
 
     fn link(&mut self) {
@@ -299,7 +305,6 @@ impl World {
             stats.log_bytes < 10_000 && stats.log_entries <= 28,
             "the log is bounded: {stats:?}"
         );
-        self.last_lengths = stats.log_entries as u64;
     }
 
     fn replied(&mut self, ticket: u32, result: Result<Outcome, IoError>) {
@@ -348,7 +353,7 @@ impl World {
         self.session.submit(self.now, Op::Read { offset: 0, len }, ticket);
         let mut steps = 0;
         while !self.asked.is_empty() {
-            self.step(true);
+            self.step(Weather::Calm);
             self.settle();
             steps += 1;
             assert!(steps < 100_000, "the session got stuck");
@@ -358,6 +363,10 @@ impl World {
     /// Edge and router die together: the image is a prefix of what was applied, and holds everything flushed (L2).
     fn check_double_death(&mut self) {
         self.router.crash(0);
+        self.check_durable();
+    }
+
+    fn check_durable(&self) {
         let image = self.router.image();
         for (block, bytes) in image.chunks(8).enumerate() {
             let shown = u64::from_le_bytes(bytes.try_into().unwrap());
