@@ -330,11 +330,12 @@ async fn a_restart_keeps_everything_and_an_index_comes_back() {
     daemon.stop().await;
 
     let index = dir.path().join("disk/index");
-    let damages: [&dyn Fn(); 3] = [&|| (), &|| std::fs::remove_dir_all(&index).unwrap(), &|| {
-        std::fs::write(index.join("CURRENT"), b"nonsense").unwrap()
-    }];
-    for damage in damages {
-        damage();
+    for damage in ["none", "deleted", "nonsense"] {
+        match damage {
+            "deleted" => std::fs::remove_dir_all(&index).unwrap(),
+            "nonsense" => std::fs::write(index.join("CURRENT"), b"nonsense").unwrap(),
+            _ => {}
+        }
         let daemon = Daemon::start(config(dir.path()), dir.path()).await;
         assert_eq!(all(&daemon.asd).await, before);
         let again: wire::asd::Identity = daemon.asd.call(method::IDENTIFY, &()).await;

@@ -79,12 +79,23 @@ impl Default for Power {
     }
 }
 
+/// Largest physical sector of a drive.
+const PHYSICAL: usize = 4096;
+
+/// What becomes of one unsynced sector.
+enum Fate {
+    Lost,
+    Lands,
+    Shreds,
+}
+
 /// What becomes of unsynced writes when the power goes off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Survival {
     Nothing,
     Everything,
-    /// Each sector of each write by itself.
+    /// Each sector of each write by itself; some shred the whole 4 KiB around them, as a drive with large physical
+    /// sectors may when it is rewriting one.
     Torn,
 }
 
@@ -148,6 +159,12 @@ impl MemoryDisk {
         file.durable[at] ^= 0x10;
     }
 
+    /// The disk as the next process finds it after this one was killed: what was written is there, and still unsynced.
+    #[must_use]
+    pub fn after_kill(self, power: Power) -> Self {
+        Self { power, faults: BTreeMap::new(), ..self }
+    }
+
     /// The disk as the next start finds it.
     #[must_use]
     pub fn after_power_cut(mut self, survival: Survival, dice: &mut Dice, power: Power) -> Self {
@@ -160,14 +177,25 @@ impl MemoryDisk {
             let unsynced = std::mem::take(&mut file.unsynced);
             for (start, bytes) in unsynced {
                 for (number, sector) in bytes.chunks(SECTOR).enumerate() {
-                    let lands = match survival {
-                        Survival::Nothing => false,
-                        Survival::Everything => true,
-                        Survival::Torn => dice.below(2) == 0,
+                    let at = start + number * SECTOR;
+                    let fate = match survival {
+                        Survival::Nothing => Fate::Lost,
+                        Survival::Everything => Fate::Lands,
+                        Survival::Torn => match dice.below(16) {
+                            0 => Fate::Shreds,
+                            1..=7 => Fate::Lost,
+                            _ => Fate::Lands,
+                        },
                     };
-                    if lands {
-                        let at = start + number * SECTOR;
-                        file.durable[at..at + sector.len()].copy_from_slice(sector);
+                    match fate {
+                        Fate::Lost => {}
+                        Fate::Lands => {
+                            file.durable[at..at + sector.len()].copy_from_slice(sector);
+                        }
+                        Fate::Shreds => {
+                            let page = at / PHYSICAL * PHYSICAL;
+                            file.durable[page..page + PHYSICAL].fill(0xdb);
+                        }
                     }
                 }
             }
@@ -293,6 +321,12 @@ impl MemoryIndex {
     /// From now on writing fails so, or works again.
     pub fn set_fault(&mut self, error: Option<IndexError>) {
         self.fault = error;
+    }
+
+    /// The index as the next process finds it after this one was killed.
+    #[must_use]
+    pub fn after_kill(self, power: Power) -> Self {
+        Self { power, fault: None, ..self }
     }
 
     /// The index as the next start finds it: some number of batches behind.
