@@ -11,17 +11,19 @@ use model::{ByteRange, CLUSTER_SIZE, Epoch, Lsn, VdiskId};
 use runtime::clock::boot_now;
 use runtime::random::jitter;
 use wire::facts::{RouterRecord, RouterState, VdiskRecord};
-use wire::proxy::{CreateNamespace, DeleteNamespace, FillHoles, Health, code as proxy_code, method};
+use wire::proxy::{
+    CreateNamespace, DeleteNamespace, FillHoles, Health, code as proxy_code, method,
+};
 use wire::router::{
-    CreateVdisk, ExtentKind, Location, ResizeVdisk, RouterAddress, SyncDone, VdiskInfo, VdiskNames, code,
-    is_legal_name,
+    CreateVdisk, ExtentKind, Location, ResizeVdisk, RouterAddress, SyncDone, VdiskInfo, VdiskNames,
+    code, is_legal_name,
 };
 use wire::{ErrorClass, WireError};
 
 use crate::backend::BackendError;
 use crate::facts::Read;
 use crate::router::Router;
-use crate::state::Slot;
+use crate::state::{Records, Slot};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(300);
@@ -49,7 +51,8 @@ fn error_text(error: &WireError) -> String {
 
 fn check_size(size_bytes: u64) -> Result<(), WireError> {
     if size_bytes == 0 || !size_bytes.is_multiple_of(CLUSTER_SIZE) || SIZE_MAX < size_bytes {
-        let message = format!("{size_bytes} bytes: a vDisk's size is a multiple of 4 KiB, at most 1 PiB");
+        let message =
+            format!("{size_bytes} bytes: a vDisk's size is a multiple of 4 KiB, at most 1 PiB");
         return Err(invalid(message));
     }
     Ok(())
@@ -79,13 +82,16 @@ impl Router {
         let state = self.state();
         state.volumes.iter().find_map(|(vdisk, slot)| match slot {
             Slot::Serving(serving) if serving.record.name == name => Some(*vdisk),
-            Slot::Serving(_) | Slot::Opening | Slot::Gap(_) | Slot::Fenced(_) | Slot::Deleting => None,
+            Slot::Serving(_) | Slot::Opening | Slot::Gap(_) | Slot::Fenced(_) | Slot::Deleting => {
+                None
+            }
         })
     }
 
     async fn record_by_name(&self, name: &str) -> Result<Read<VdiskRecord>, WireError> {
         let found = self.facts.vdisk_by_name(name).await.map_err(|error| error.to_wire())?;
-        found.ok_or_else(|| WireError::refuse(code::NO_VDISK, format!("there is no vDisk `{name}`")))
+        found
+            .ok_or_else(|| WireError::refuse(code::NO_VDISK, format!("there is no vDisk `{name}`")))
     }
 
     /// Begins to open a vDisk that isn't being opened or served yet.
@@ -111,8 +117,10 @@ impl Router {
     }
 
     fn location_with(&self, record: &VdiskRecord, epoch: Epoch, owner: RouterAddress) -> Location {
-        let (list_version, others) = self.others.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let routers = others.into_iter().chain([self.me()]).filter(|r| r.router != owner.router).collect();
+        let (list_version, others) =
+            self.others.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let routers =
+            others.into_iter().chain([self.me()]).filter(|r| r.router != owner.router).collect();
         Location {
             vdisk: record.vdisk,
             size_bytes: record.size_bytes,
@@ -140,7 +148,8 @@ impl Router {
     pub async fn list(&self) -> Result<VdiskNames, WireError> {
         let records = self.facts.vdisks().await.map_err(|error| error.to_wire())?;
         let names = records.into_iter().map(|read| read.value).filter(|record| !record.deleting);
-        let mut names: Vec<(String, u64)> = names.map(|record| (record.name, record.size_bytes)).collect();
+        let mut names: Vec<(String, u64)> =
+            names.map(|record| (record.name, record.size_bytes)).collect();
         names.sort();
         Ok(VdiskNames { names })
     }
@@ -153,13 +162,16 @@ impl Router {
             return Err(invalid(message));
         }
         check_size(create.size_bytes)?;
-        let exists = || WireError::refuse(code::EXISTS, format!("there is a vDisk `{}` already", create.name));
+        let exists = || {
+            WireError::refuse(code::EXISTS, format!("there is a vDisk `{}` already", create.name))
+        };
         let taken = self.facts.vdisk_id(&create.name).await.map_err(|error| error.to_wire())?;
         if taken.is_some() {
             return Err(exists());
         }
         let vpool = self.facts.vpool(&create.vpool).await.map_err(|error| error.to_wire())?;
-        let vpool = vpool.ok_or_else(|| invalid(format!("there is no vPool `{}`", create.vpool)))?;
+        let vpool =
+            vpool.ok_or_else(|| invalid(format!("there is no vPool `{}`", create.vpool)))?;
         let vdisk = VdiskId(runtime::random::u128());
         let namespace = CreateNamespace { namespace: vdisk.into(), preset: vpool.preset };
         self.backend
@@ -181,7 +193,10 @@ impl Router {
             let found = self.facts.vdisk_id(&create.name).await.map_err(|error| error.to_wire())?;
             if found != Some(vdisk) {
                 let delete = DeleteNamespace { namespace: vdisk.into(), epoch: Epoch::ZERO };
-                let _ = self.backend.call::<_, ()>(method::DELETE_NAMESPACE, &delete, Bytes::new(), PATIENCE).await;
+                let _ = self
+                    .backend
+                    .call::<_, ()>(method::DELETE_NAMESPACE, &delete, Bytes::new(), PATIENCE)
+                    .await;
                 return Err(if found.is_some() { exists() } else { error.to_wire() });
             }
         }
@@ -212,7 +227,9 @@ impl Router {
         let attached = {
             let mut state = self.state();
             match state.serving(vdisk) {
-                Ok(serving) => serving.sessions.values().find(|s| s.connected).map(|s| s.edge_name.clone()),
+                Ok(serving) => {
+                    serving.sessions.values().find(|s| s.connected).map(|s| s.edge_name.clone())
+                }
                 // A vDisk that can't be served may be deleted all the same.
                 Err(error) if error.code == code::GAP => None,
                 Err(error) => return Err(error),
@@ -232,7 +249,7 @@ impl Router {
             self.facts.change_vdisk(&read, &deleting).await.map_err(|error| error.to_wire())?;
         }
         let gone = WireError::refuse(code::NO_VDISK, "the vDisk was deleted");
-        self.state().stop_serving(vdisk, Some(Slot::Deleting), &gone, true);
+        self.state().stop_serving(vdisk, Slot::Deleting, &gone, Records::Release);
         self.wake_append();
         self.delete_rest(vdisk).await
     }
@@ -242,7 +259,10 @@ impl Router {
         let read = self.facts.vdisk(vdisk).await.map_err(|error| error.to_wire())?;
         if let Some(read) = read {
             let delete = DeleteNamespace { namespace: vdisk.into(), epoch: read.value.epoch };
-            let deleted = self.backend.call::<_, ()>(method::DELETE_NAMESPACE, &delete, Bytes::new(), PATIENCE).await;
+            let deleted = self
+                .backend
+                .call::<_, ()>(method::DELETE_NAMESPACE, &delete, Bytes::new(), PATIENCE)
+                .await;
             match deleted {
                 Ok(_) => {}
                 Err(BackendError::Refused(error)) if error.code == proxy_code::NO_NAMESPACE => {}
@@ -277,23 +297,32 @@ impl Router {
 
     /// # Errors
     /// When the size is illegal, smaller than what is mapped, or smaller without `force`.
-    pub async fn resize(self: &Arc<Self>, vdisk: VdiskId, resize: &ResizeVdisk) -> Result<VdiskInfo, WireError> {
+    pub async fn resize(
+        self: &Arc<Self>,
+        vdisk: VdiskId,
+        resize: &ResizeVdisk,
+    ) -> Result<VdiskInfo, WireError> {
         check_size(resize.size_bytes)?;
         let old = self.state().serving(vdisk)?.core.size_bytes;
         if resize.size_bytes < old {
             if !resize.force {
-                return Err(invalid(format!("shrinking from {old} to {} bytes needs --force", resize.size_bytes)));
+                return Err(invalid(format!(
+                    "shrinking from {old} to {} bytes needs --force",
+                    resize.size_bytes
+                )));
             }
             self.check_unmapped(vdisk, resize.size_bytes, old).await?;
         }
         let read = self.facts.vdisk(vdisk).await.map_err(|error| error.to_wire())?;
-        let read = read.ok_or_else(|| WireError::refuse(code::NO_VDISK, "the vDisk was deleted"))?;
+        let read =
+            read.ok_or_else(|| WireError::refuse(code::NO_VDISK, "the vDisk was deleted"))?;
         let epoch = self.state().serving(vdisk)?.core.epoch();
         if read.value.epoch != epoch {
             return Err(WireError::retry(code::RECOVERING, "the owner changed; try again"));
         }
         let new = VdiskRecord { size_bytes: resize.size_bytes, ..read.value.clone() };
-        let changed = self.facts.change_vdisk(&read, &new).await.map_err(|error| error.to_wire())?;
+        let changed =
+            self.facts.change_vdisk(&read, &new).await.map_err(|error| error.to_wire())?;
         {
             let mut state = self.state();
             let serving = state.serving(vdisk)?;
@@ -312,7 +341,9 @@ impl Router {
             let status = self.block_status(vdisk, range, 64).await?;
             for extent in status.extents {
                 if extent.kind == ExtentKind::Data {
-                    return Err(invalid(format!("there is data at byte {at}, beyond the new size; trim it first")));
+                    return Err(invalid(format!(
+                        "there is data at byte {at}, beyond the new size; trim it first"
+                    )));
                 }
                 at += extent.len;
             }
@@ -328,7 +359,8 @@ impl Router {
         let synced = state.log.synced();
         let serving = state.serving(vdisk)?;
         let core = &serving.core;
-        let flushed = if serving.last_end <= synced { core.last_lsn() } else { core.committed_lsn() };
+        let flushed =
+            if serving.last_end <= synced { core.last_lsn() } else { core.committed_lsn() };
         let attachments: Vec<String> = serving
             .attachments
             .live
@@ -389,7 +421,11 @@ impl Router {
     ///
     /// # Errors
     /// When that doesn't happen within `patience`; the message says what is missing.
-    pub async fn sync(&self, vdisk: VdiskId, patience: Option<Duration>) -> Result<SyncDone, WireError> {
+    pub async fn sync(
+        &self,
+        vdisk: VdiskId,
+        patience: Option<Duration>,
+    ) -> Result<SyncDone, WireError> {
         let patience = patience.unwrap_or(SYNC_PATIENCE);
         let start = boot_now();
         let left = || patience.saturating_sub(boot_now().since(start));
@@ -403,7 +439,12 @@ impl Router {
         let wait = async { committed.wait_for(|lsn: &Lsn| target <= *lsn).await.is_ok() };
         match tokio::time::timeout(left(), wait).await {
             Ok(true) => {}
-            Ok(false) => return Err(WireError::retry(code::RECOVERING, "the vDisk is no longer served here")),
+            Ok(false) => {
+                return Err(WireError::retry(
+                    code::RECOVERING,
+                    "the vDisk is no longer served here",
+                ));
+            }
             Err(_) => {
                 let mut state = self.state();
                 let serving = state.serving(vdisk)?;
@@ -418,13 +459,17 @@ impl Router {
         loop {
             let ask = FillHoles { namespace: vdisk.into() };
             let round = left().max(Duration::from_millis(500));
-            let health = self.backend.call::<_, Health>(method::FILL_HOLES, &ask, Bytes::new(), round).await;
+            let health =
+                self.backend.call::<_, Health>(method::FILL_HOLES, &ask, Bytes::new(), round).await;
             let (health, _) = health.map_err(|error| from_backend(&error))?;
             if health.holes == 0 {
                 return Ok(SyncDone { lsn: target, objects: health.objects });
             }
             if left().is_zero() {
-                let message = format!("all is in the backend, but {} fragments are still to be stored", health.holes);
+                let message = format!(
+                    "all is in the backend, but {} fragments are still to be stored",
+                    health.holes
+                );
                 return Err(WireError::retry(code::RECOVERING, message));
             }
             tokio::time::sleep(jitter(PAUSE).min(left())).await;
@@ -450,8 +495,13 @@ impl Router {
                 Ok(routers) => {
                     let others: Vec<RouterAddress> = routers
                         .into_iter()
-                        .filter(|router| router.router != self.id && router.state == RouterState::Online)
-                        .map(|router| RouterAddress { router: router.router, addresses: router.addresses })
+                        .filter(|router| {
+                            router.router != self.id && router.state == RouterState::Online
+                        })
+                        .map(|router| RouterAddress {
+                            router: router.router,
+                            addresses: router.addresses,
+                        })
                         .collect();
                     let mut list = self.others.lock().unwrap_or_else(PoisonError::into_inner);
                     if list.1 != others {

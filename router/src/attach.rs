@@ -55,7 +55,8 @@ fn decide(
         };
     }
     if attach.mode == AttachMode::Shared {
-        let message = "shared attachments need a synchronous DTL, which this vPool doesn't have".to_owned();
+        let message =
+            "shared attachments need a synchronous DTL, which this vPool doesn't have".to_owned();
         return Err(WireError::refuse(code::INVALID, message));
     }
     // An edge that comes without its token is a new life of it: its old attachments are over.
@@ -95,13 +96,19 @@ impl Router {
         responder.finish(self.attach_to(vdisk, &attach, &peer).await);
     }
 
-    async fn attach_to(&self, vdisk: VdiskId, attach: &Attach, peer: &Peer) -> Result<Attached, WireError> {
+    async fn attach_to(
+        &self,
+        vdisk: VdiskId,
+        attach: &Attach,
+        peer: &Peer,
+    ) -> Result<Attached, WireError> {
         if let Some(attached) = self.attach_again(vdisk, attach, peer)? {
             return Ok(attached);
         }
         for _ in 0..TRIES {
             let owner = self.state().serving(vdisk)?.record.clone();
-            let (old, bytes) = self.facts.attachments(vdisk).await.map_err(|error| error.to_wire())?;
+            let (old, bytes) =
+                self.facts.attachments(vdisk).await.map_err(|error| error.to_wire())?;
             let (new, mine) = decide(attach, &old)?;
             if new != old {
                 match self.facts.change_attachments(&owner, bytes, &new).await {
@@ -119,11 +126,20 @@ impl Router {
     }
 
     /// The same edge with the same token while its session is in memory: no need to ask arakoon.
-    fn attach_again(&self, vdisk: VdiskId, attach: &Attach, peer: &Peer) -> Result<Option<Attached>, WireError> {
+    fn attach_again(
+        &self,
+        vdisk: VdiskId,
+        attach: &Attach,
+        peer: &Peer,
+    ) -> Result<Option<Attached>, WireError> {
         let mut state = self.state();
         let serving = state.serving(vdisk)?;
         let Some(generation) = attach.reclaim else { return Ok(None) };
-        let mine = serving.attachments.live.iter().find(|l| l.generation == generation && l.edge == attach.edge);
+        let mine = serving
+            .attachments
+            .live
+            .iter()
+            .find(|l| l.generation == generation && l.edge == attach.edge);
         let Some(mine) = mine.cloned() else { return Ok(None) };
         Ok(Some(self.admit_session(serving, attach, &mine, peer)))
     }
@@ -158,9 +174,15 @@ impl Router {
 
     /// The record changed: fences whoever isn't in it any more, before anyone is answered.
     fn follow(&self, serving: &mut Serving, new: AttachmentsRecord) {
-        let live: BTreeSet<AttachmentGeneration> = new.live.iter().map(|live| live.generation).collect();
-        let fenced: Vec<AttachmentGeneration> =
-            serving.attachments.live.iter().map(|l| l.generation).filter(|g| !live.contains(g)).collect();
+        let live: BTreeSet<AttachmentGeneration> =
+            new.live.iter().map(|live| live.generation).collect();
+        let fenced: Vec<AttachmentGeneration> = serving
+            .attachments
+            .live
+            .iter()
+            .map(|l| l.generation)
+            .filter(|g| !live.contains(g))
+            .collect();
         serving.attachments = new;
         let error = WireError::refuse(code::ATTACHMENT_FENCED, "another edge took this vDisk over");
         for generation in fenced {
@@ -234,7 +256,8 @@ mod tests {
         let over = Attach { take_over: true, ..attach(2, AttachMode::Exclusive) };
         let (two, mine) = decide(&over, &one).unwrap();
         assert_eq!((mine.generation, two.live.len()), (AttachmentGeneration(2), 1));
-        let back = Attach { reclaim: Some(AttachmentGeneration(1)), ..attach(1, AttachMode::Exclusive) };
+        let back =
+            Attach { reclaim: Some(AttachmentGeneration(1)), ..attach(1, AttachMode::Exclusive) };
         assert_eq!(decide(&back, &two).unwrap_err().code, code::ATTACHMENT_FENCED);
         assert_eq!(decide(&back, &one).unwrap().0, one);
     }

@@ -45,8 +45,12 @@ impl Proxy {
         failed.is_some_and(|at| boot_now().since(at) < PASS_OVER)
     }
 
-    fn note(&self, failed: bool) {
-        *self.failed_at.lock().unwrap_or_else(PoisonError::into_inner) = failed.then(boot_now);
+    fn works(&self) {
+        *self.failed_at.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn failed(&self) {
+        *self.failed_at.lock().unwrap_or_else(PoisonError::into_inner) = Some(boot_now());
     }
 }
 
@@ -94,7 +98,7 @@ impl Backend {
     ) -> Result<(A, Bytes), BackendError> {
         let mut last = None;
         let left = ATTEMPT * model::u32_of(self.proxies.len());
-        let answer = self.round(method, body, &payload, left, &mut last).await;
+        let answer = self.round(method, body, (&payload, left), &mut last).await;
         answer.unwrap_or_else(|| Err(unavailable(last)))
     }
 
@@ -111,11 +115,12 @@ impl Backend {
         let left = || patience.saturating_sub(boot_now().since(start));
         let mut last = None;
         loop {
-            if let Some(answer) = self.round(method, body, &payload, left(), &mut last).await {
+            if let Some(answer) = self.round(method, body, (&payload, left()), &mut last).await {
                 return answer;
             }
             // What every proxy finds unreadable stays so for now: an I/O error late is no better than one now.
-            let unreadable = last.as_ref().and_then(CallError::code) == Some(wire::proxy::code::UNREADABLE);
+            let unreadable =
+                last.as_ref().and_then(CallError::code) == Some(wire::proxy::code::UNREADABLE);
             let left = left();
             if left.is_zero() || unreadable {
                 return Err(unavailable(last));
@@ -129,8 +134,7 @@ impl Backend {
         &self,
         method: u16,
         body: &Q,
-        payload: &Bytes,
-        left: Duration,
+        (payload, left): (&Bytes, Duration),
         last: &mut Option<CallError>,
     ) -> Option<Result<(A, Bytes), BackendError>> {
         let start = boot_now();
@@ -143,17 +147,17 @@ impl Backend {
             let call = Call::with_payload(payload.clone(), left.min(ATTEMPT));
             match proxy.client.call(method, body, call).await {
                 Ok(answer) => {
-                    proxy.note(false);
+                    proxy.works();
                     self.current.store(index, Ordering::Relaxed);
                     return Some(Ok(answer));
                 }
                 Err(CallError::Refused(error)) if error.class != ErrorClass::Retry => {
-                    proxy.note(false);
+                    proxy.works();
                     return Some(Err(BackendError::Refused(error)));
                 }
                 Err(error) => {
                     tracing::debug!(proxy = %proxy.client.endpoint(), %error, method, "proxy failed");
-                    proxy.note(true);
+                    proxy.failed();
                     *last = Some(error);
                 }
             }
@@ -172,5 +176,7 @@ impl Backend {
 }
 
 fn unavailable(last: Option<CallError>) -> BackendError {
-    BackendError::Unavailable { reason: last.map_or_else(|| "no time left".to_owned(), |error| error.to_string()) }
+    BackendError::Unavailable {
+        reason: last.map_or_else(|| "no time left".to_owned(), |error| error.to_string()),
+    }
 }

@@ -20,7 +20,7 @@ use wire::{ErrorClass, WireError};
 
 use crate::backend::BackendError;
 use crate::router::Router;
-use crate::state::Slot;
+use crate::state::{Records, Slot};
 
 /// Pause after a round in which no proxy took a SCO; doubles up to the longest.
 const PAUSE: Duration = Duration::from_millis(200);
@@ -88,7 +88,9 @@ impl Router {
         // Copies up to a whole SCO: off the request thread.
         let built = match tokio::task::spawn_blocking(move || sco::build(&unit)).await {
             Ok(built) => built,
-            Err(error) => return Stored::Broken(format!("SCO {object} couldn't be built: {error}")),
+            Err(error) => {
+                return Stored::Broken(format!("SCO {object} couldn't be built: {error}"));
+            }
         };
         let Built { payload, checksum, meta, tlog } = built;
         let put = PutObject {
@@ -102,7 +104,10 @@ impl Router {
         };
         let mut pause = PAUSE;
         loop {
-            let answer = self.backend.call_once::<_, PutDone>(method::PUT_OBJECT, &put, payload.clone()).await;
+            let answer = self
+                .backend
+                .call_once::<_, PutDone>(method::PUT_OBJECT, &put, payload.clone())
+                .await;
             let reason = match answer {
                 Ok((done, _)) => {
                     tracing::debug!(%object, bytes = payload.len(), holes = done.holes, policy = done.policy, "stored");
@@ -142,7 +147,9 @@ impl Router {
         };
         for committed in done {
             let tlog = match self.state().serving(vdisk) {
-                Ok(serving) => serving.tlogs.remove(&committed.object).expect("kept since its put succeeded"),
+                Ok(serving) => {
+                    serving.tlogs.remove(&committed.object).expect("kept since its put succeeded")
+                }
                 Err(_) => return,
             };
             let maps = self.maps.clone();
@@ -206,14 +213,16 @@ impl Router {
                 WireError::retry(code::RECOVERING, "the vDisk is not served here now")
             }
         };
-        self.state().stop_serving(vdisk, Some(slot), &error, false);
+        self.state().stop_serving(vdisk, slot, &error, Records::Keep);
     }
 }
 
 /// What a refusal means; `None` = try again.
 fn refused(object: ObjectId, error: &WireError) -> Option<Stored> {
     match error.code {
-        proxy_code::FENCED => Some(Stored::Fenced(format!("the backend has a higher epoch: {error}"))),
+        proxy_code::FENCED => {
+            Some(Stored::Fenced(format!("the backend has a higher epoch: {error}")))
+        }
         proxy_code::WRONG_HEAD => {
             let head: Option<Head> = wire::decode_all(error.detail.clone()).ok();
             match head {

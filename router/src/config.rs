@@ -107,20 +107,28 @@ impl Config {
     /// When the file can't be read or a value may not stand; the error names the key.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let raw: RawConfig = load(path)?;
-        raw.check().map_err(|(key, problem)| ConfigError::Invalid { path: path.to_owned(), key, problem })
+        raw.check().map_err(|(key, problem)| ConfigError::Invalid {
+            path: path.to_owned(),
+            key,
+            problem,
+        })
     }
 }
 
 impl RawConfig {
     fn check(self) -> Result<Config, (&'static str, String)> {
-        let bytes = |value: Option<Parsed<ByteSize>>, default: u64| value.map_or(default, |v| v.0.0);
+        let bytes =
+            |value: Option<Parsed<ByteSize>>, default: u64| value.map_or(default, |v| v.0.0);
         let log_segments = self.log_segments.unwrap_or(16);
         let log_segment_size = bytes(self.log_segment_size, 64 << 20);
         if !(4..=4096).contains(&log_segments) {
             return Err(("log_segments", format!("{log_segments} isn't between 4 and 4096")));
         }
-        if !(SEGMENT_MIN..=1 << 30).contains(&log_segment_size) || !log_segment_size.is_multiple_of(4096) {
-            let problem = format!("{log_segment_size} isn't a multiple of 4096 between 8MiB and 1GiB");
+        if !(SEGMENT_MIN..=1 << 30).contains(&log_segment_size)
+            || !log_segment_size.is_multiple_of(4096)
+        {
+            let problem =
+                format!("{log_segment_size} isn't a multiple of 4096 between 8MiB and 1GiB");
             return Err(("log_segment_size", problem));
         }
         let sco_size = self.sco_size.map(|size| size.0.0);
@@ -149,7 +157,12 @@ impl RawConfig {
             cluster: self.cluster,
             data_dir: self.data_dir,
             listen: self.listen.0,
-            addresses: self.addresses.unwrap_or_default().into_iter().map(|address| address.0).collect(),
+            addresses: self
+                .addresses
+                .unwrap_or_default()
+                .into_iter()
+                .map(|address| address.0)
+                .collect(),
             domain: self.domain.map(|domain| domain.0).unwrap_or_default(),
             proxies: self.proxies.into_iter().map(|proxy| proxy.0).collect(),
             log_segments,

@@ -130,7 +130,11 @@ impl Facts {
         Ok(())
     }
 
-    pub async fn change_vdisk(&self, old: &Read<VdiskRecord>, new: &VdiskRecord) -> Result<Read<VdiskRecord>, FactsError> {
+    pub async fn change_vdisk(
+        &self,
+        old: &Read<VdiskRecord>,
+        new: &VdiskRecord,
+    ) -> Result<Read<VdiskRecord>, FactsError> {
         let bytes = new.to_record();
         self.client
             .compare_and_set(key::vdisk(new.vdisk), Some(old.bytes.clone()), Some(bytes.clone()))
@@ -151,7 +155,10 @@ impl Facts {
     }
 
     /// `None` bytes = never attached.
-    pub async fn attachments(&self, vdisk: VdiskId) -> Result<(AttachmentsRecord, Option<Bytes>), FactsError> {
+    pub async fn attachments(
+        &self,
+        vdisk: VdiskId,
+    ) -> Result<(AttachmentsRecord, Option<Bytes>), FactsError> {
         let read: Option<Read<AttachmentsRecord>> = self.get(key::attachments(vdisk)).await?;
         Ok(match read {
             Some(read) => (read.value, Some(read.bytes)),

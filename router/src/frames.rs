@@ -139,7 +139,9 @@ fn chunks(locations: &[Location]) -> Vec<Vec<Location>> {
     for location in locations {
         let len = u64::from(frame_range(*location).1);
         match out.last_mut() {
-            Some(chunk) if chunk.len() < RANGES_MAX && bytes + len <= CALL_BYTES => chunk.push(*location),
+            Some(chunk) if chunk.len() < RANGES_MAX && bytes + len <= CALL_BYTES => {
+                chunk.push(*location);
+            }
             Some(_) | None => {
                 out.push(vec![*location]);
                 bytes = 0;
@@ -152,10 +154,14 @@ fn chunks(locations: &[Location]) -> Vec<Vec<Location>> {
 
 impl Shared {
     async fn fetch(&self, object: ObjectId, locations: Vec<Location>) {
-        let ranges: Vec<(u64, u32)> = locations.iter().map(|location| frame_range(*location)).collect();
+        let ranges: Vec<(u64, u32)> =
+            locations.iter().map(|location| frame_range(*location)).collect();
         let lens: Vec<u32> = ranges.iter().map(|range| range.1).collect();
         let ask = ReadObject { namespace: object.vdisk.into(), object, ranges };
-        let answer = self.backend.call::<_, ReadDone>(method::READ_OBJECT, &ask, Bytes::new(), PATIENCE).await;
+        let answer = self
+            .backend
+            .call::<_, ReadDone>(method::READ_OBJECT, &ask, Bytes::new(), PATIENCE)
+            .await;
         let mut payload = match answer {
             Ok((_, payload)) => Ok(payload),
             Err(error) => Err(failed(object, &error)),
@@ -163,9 +169,10 @@ impl Shared {
         for (location, len) in locations.into_iter().zip(lens) {
             let frame = match &mut payload {
                 Err(error) => Err(error.clone()),
-                Ok(rest) if rest.len() < len as usize => {
-                    Err(ReadError::Damaged { object, reason: "the backend's answer is short".to_owned() })
-                }
+                Ok(rest) if rest.len() < len as usize => Err(ReadError::Damaged {
+                    object,
+                    reason: "the backend's answer is short".to_owned(),
+                }),
                 Ok(rest) => Frame::verify(location, rest.split_to(len as usize))
                     .map_err(|error| ReadError::Damaged { object, reason: error.to_string() }),
             };
@@ -176,7 +183,8 @@ impl Shared {
             if let Ok(frame) = &frame {
                 self.cache.insert(key, frame.clone());
             }
-            let waiters = self.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+            let waiters =
+                self.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
             for waiter in waiters.unwrap_or_default() {
                 let _ = waiter.send(frame.clone());
             }

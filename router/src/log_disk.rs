@@ -30,15 +30,20 @@ pub enum LogDiskError {
     Io { path: PathBuf, cause: io::Error },
     #[error("write log {path}: `{found}` isn't a log identity")]
     Identity { path: PathBuf, found: String },
-    #[error("write log {path} has segments of {found} bytes, the configuration says {wanted}; set log_segment_size back")]
+    #[error(
+        "write log {path} has segments of {found} bytes, the configuration says {wanted}; set log_segment_size back"
+    )]
     SegmentSize { path: PathBuf, found: u64, wanted: u64 },
 }
 
 fn full_hint(cause: &io::Error) -> &'static str {
-    match cause.kind() {
-        io::ErrorKind::StorageFull => "; free space on this disk, or use fewer or smaller log segments",
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => "; the directory must be writable",
-        _ => "",
+    let kind = cause.kind();
+    if kind == io::ErrorKind::StorageFull {
+        "; free space on this disk, or use fewer or smaller log segments"
+    } else if kind == io::ErrorKind::PermissionDenied || kind == io::ErrorKind::ReadOnlyFilesystem {
+        "; the directory must be writable"
+    } else {
+        ""
     }
 }
 
@@ -75,7 +80,9 @@ impl LogDisk {
         let mut found = Vec::new();
         for entry in std::fs::read_dir(dir).map_err(at(dir))? {
             let name = entry.map_err(at(dir))?.file_name();
-            if let Some(index) = name.to_str().and_then(|n| n.strip_prefix("seg-")).and_then(|n| n.parse().ok()) {
+            if let Some(index) =
+                name.to_str().and_then(|n| n.strip_prefix("seg-")).and_then(|n| n.parse().ok())
+            {
                 found.push(index);
             }
         }
@@ -124,7 +131,8 @@ impl LogDisk {
 
     fn write_zeroes(&self, index: FileIndex) -> io::Result<File> {
         let new = self.dir.join(format!("seg-{index:04}.new"));
-        let mut file = OpenOptions::new().create(true).truncate(true).read(true).write(true).open(&new)?;
+        let mut file =
+            OpenOptions::new().create(true).truncate(true).read(true).write(true).open(&new)?;
         // Reserve first: a full disk is told before anything is written.
         rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, self.segment_size)?;
         let zeroes = vec![0; 1 << 20];
@@ -223,7 +231,9 @@ fn write_slices(file: &File, slices: &mut Vec<IoSlice<'_>>, mut offset: u64) -> 
 fn parse_identity(path: &Path, text: &str, wanted: u64) -> Result<LogId, LogDiskError> {
     let bad = || LogDiskError::Identity { path: path.to_owned(), found: text.trim().to_owned() };
     let mut words = text.split_whitespace();
-    let (Some(id), Some(size), None) = (words.next(), words.next(), words.next()) else { return Err(bad()) };
+    let (Some(id), Some(size), None) = (words.next(), words.next(), words.next()) else {
+        return Err(bad());
+    };
     let id = u64::from_str_radix(id, 16).map_err(|_| bad())?;
     let found: u64 = size.parse().map_err(|_| bad())?;
     if found != wanted {

@@ -199,12 +199,16 @@ impl MapStore {
         };
         let mut epochs = BTreeMap::new();
         let (start, end) = kind_range(b'e', vdisk);
-        for entry in self.shared.db.iterator(IteratorMode::From(&start, rocksdb::Direction::Forward)) {
+        for entry in
+            self.shared.db.iterator(IteratorMode::From(&start, rocksdb::Direction::Forward))
+        {
             let (key, value) = entry?;
             if end[..] <= key[..] {
                 break;
             }
-            let (Some((_, number)), Ok(epoch)) = (key.split_last_chunk::<8>(), <[u8; 8]>::try_from(&value[..])) else {
+            let (Some((_, number)), Ok(epoch)) =
+                (key.split_last_chunk::<8>(), <[u8; 8]>::try_from(&value[..]))
+            else {
                 return Err(MapError::Store("an epoch entry has a wrong length".to_owned()));
             };
             epochs.insert(ScoNumber(u64::from_be_bytes(*number)), Epoch(u64::from_le_bytes(epoch)));
@@ -303,7 +307,10 @@ impl MapStore {
             };
             let tables = self.tables();
             let table = tables.get(&vdisk).ok_or(MapError::Closed(vdisk))?;
-            if table.version == version && !table.is_dropped(number) && !table.dirty.contains_key(&number) {
+            if table.version == version
+                && !table.is_dropped(number)
+                && !table.dirty.contains_key(&number)
+            {
                 self.shared.clean.insert((vdisk, number), Arc::clone(&page));
                 return Ok(page);
             }
@@ -320,8 +327,11 @@ impl MapStore {
             let key = page_key(vdisk, at, GENERATION);
             let (_, end) = kind_range(b'p', vdisk);
             let mut stored = None;
-            if let Some(entry) =
-                self.shared.db.iterator(IteratorMode::From(&key, rocksdb::Direction::Forward)).next()
+            if let Some(entry) = self
+                .shared
+                .db
+                .iterator(IteratorMode::From(&key, rocksdb::Direction::Forward))
+                .next()
             {
                 let (key, _) = entry?;
                 if key[..] < end[..]
@@ -334,7 +344,11 @@ impl MapStore {
             let table = tables.get(&vdisk).ok_or(MapError::Closed(vdisk))?;
             let dirty = table.dirty.range(from..).next().map(|(page, _)| *page);
             let hidden = stored.and_then(|page| {
-                table.dropped.iter().find(|(start, end)| (*start..*end).contains(&page)).map(|(_, end)| *end)
+                table
+                    .dropped
+                    .iter()
+                    .find(|(start, end)| (*start..*end).contains(&page))
+                    .map(|(_, end)| *end)
             });
             match (hidden, dirty) {
                 (Some(end), dirty) if dirty.is_none_or(|page| end <= page) => at = end,
@@ -379,7 +393,13 @@ impl MapStore {
         if due { self.write_back(vdisk) } else { Ok(()) }
     }
 
-    fn drop_pages(&self, vdisk: VdiskId, start: u64, end: u64, totals: &mut Totals) -> Result<(), MapError> {
+    fn drop_pages(
+        &self,
+        vdisk: VdiskId,
+        start: u64,
+        end: u64,
+        totals: &mut Totals,
+    ) -> Result<(), MapError> {
         let mut at = start;
         while let Some(number) = self.next_page(vdisk, at)?.filter(|page| *page < end) {
             totals.remove_page(number, &*self.load(vdisk, number)?);
@@ -405,7 +425,8 @@ impl MapStore {
             let tables = self.tables();
             let table = tables.get(&vdisk).ok_or(MapError::Closed(vdisk))?;
             for (start, end) in &table.dropped {
-                let (start, end) = (page_key(vdisk, *start, GENERATION), page_key(vdisk, *end, GENERATION));
+                let (start, end) =
+                    (page_key(vdisk, *start, GENERATION), page_key(vdisk, *end, GENERATION));
                 batch.delete_range(start, end);
             }
             for (first, epoch) in &table.new_epochs {

@@ -21,7 +21,8 @@ use runtime::random::jitter;
 use wire::WireError;
 use wire::facts::{AttachmentMode, VdiskRecord};
 use wire::proxy::{
-    Head, ListObjects, ObjectInfo, Objects, RaiseEpoch, ReadDone, ReadHead, ReadObject, code as proxy_code, method,
+    Head, ListObjects, ObjectInfo, Objects, RaiseEpoch, ReadDone, ReadHead, ReadObject,
+    code as proxy_code, method,
 };
 use wire::router::UnmapKind;
 
@@ -136,7 +137,8 @@ impl Router {
         let live: BTreeSet<_> = attachments.live.iter().map(|live| live.generation).collect();
         core.applied_mut().retain(|generation| live.contains(&generation));
         let mut serving = Serving::new(core, claimed.value, attachments, objects);
-        let writers = serving.attachments.live.iter().filter(|live| live.mode != AttachmentMode::ReadOnly);
+        let writers =
+            serving.attachments.live.iter().filter(|live| live.mode != AttachmentMode::ReadOnly);
         serving.awaiting = writers.map(|live| live.generation).collect();
         let (last, committed) = (serving.core.last_lsn(), serving.core.committed_lsn());
         tracing::info!(%vdisk, name = serving.record.name, %epoch, %committed, %last, "serving");
@@ -156,16 +158,23 @@ impl Router {
     async fn unit_clusters(&self, record: &VdiskRecord) -> Result<u32, FactsError> {
         let size = match self.config.sco_size {
             Some(size) => size,
-            None => self.facts.vpool(&record.vpool).await?.map_or(SCO_DEFAULT, |vpool| vpool.sco_bytes),
+            None => {
+                self.facts.vpool(&record.vpool).await?.map_or(SCO_DEFAULT, |vpool| vpool.sco_bytes)
+            }
         };
-        let clusters = size.clamp(crate::config::SCO_MIN, crate::config::SCO_MAX) / model::CLUSTER_SIZE;
+        let clusters =
+            size.clamp(crate::config::SCO_MIN, crate::config::SCO_MAX) / model::CLUSTER_SIZE;
         Ok(u32::try_from(clusters).expect("clamped to 64 MiB"))
     }
 
     /// (last LSN, object, meta) of the namespace's head.
-    async fn head(&self, vdisk: VdiskId) -> Result<(Lsn, Option<ObjectId>, Option<Meta>), OpenError> {
+    async fn head(
+        &self,
+        vdisk: VdiskId,
+    ) -> Result<(Lsn, Option<ObjectId>, Option<Meta>), OpenError> {
         let ask = ReadHead { namespace: vdisk.into() };
-        let (head, _) = self.backend.call::<_, Head>(method::READ_HEAD, &ask, Bytes::new(), PATIENCE).await?;
+        let (head, _) =
+            self.backend.call::<_, Head>(method::READ_HEAD, &ask, Bytes::new(), PATIENCE).await?;
         let Some(object) = head.head else { return Ok((Lsn::ZERO, None, None)) };
         let meta = Meta::decode(head.meta).map_err(|cause| OpenError::Tlog { object, cause })?;
         Ok((meta.last_lsn, Some(object), Some(meta)))
@@ -190,9 +199,11 @@ impl Router {
     async fn read_tlog(&self, object: ObjectId, meta: &Meta) -> Result<Tlog, OpenError> {
         let ranges = vec![(meta.tlog_offset, meta.tlog_len)];
         let ask = ReadObject { namespace: object.vdisk.into(), object, ranges };
-        let (_, payload) =
-            self.backend.call::<_, ReadDone>(method::READ_OBJECT, &ask, Bytes::new(), PATIENCE).await?;
-        Tlog::decode(payload).map_err(|cause| OpenError::Tlog { object, cause })
+        let (_, payload) = self
+            .backend
+            .call::<_, ReadDone>(method::READ_OBJECT, &ask, Bytes::new(), PATIENCE)
+            .await?;
+        Tlog::decode(&payload).map_err(|cause| OpenError::Tlog { object, cause })
     }
 
     /// Opens the page map and brings it up to `head`; returns how many objects the vDisk has.
@@ -235,8 +246,10 @@ impl Router {
         let mut followed = 0_u64;
         loop {
             let ask = ListObjects { namespace: vdisk.into(), after: last, limit: LIST_LIMIT };
-            let (page, _) =
-                self.backend.call::<_, Objects>(method::LIST_OBJECTS, &ask, Bytes::new(), PATIENCE).await?;
+            let (page, _) = self
+                .backend
+                .call::<_, Objects>(method::LIST_OBJECTS, &ask, Bytes::new(), PATIENCE)
+                .await?;
             for ObjectInfo { object, meta, .. } in page.objects {
                 let meta = Meta::decode(meta).map_err(|cause| OpenError::Tlog { object, cause })?;
                 if meta.predecessor != last {
@@ -260,7 +273,12 @@ impl Router {
     }
 
     /// Takes what the log has of a vDisk beyond the head.
-    async fn replay(&self, core: &mut Volume, head: &HeadState, promised: LogId) -> Result<(), OpenError> {
+    async fn replay(
+        &self,
+        core: &mut Volume,
+        head: &HeadState,
+        promised: LogId,
+    ) -> Result<(), OpenError> {
         let vdisk = core.vdisk();
         let (plan, found) = {
             let state = self.state();
@@ -287,15 +305,22 @@ impl Router {
                 return Err(Gap::Damaged { from, to, last: core.last_lsn() }.into());
             }
             kept.insert(record.position, ());
-            let placement = Placement { lap: record.lap, bytes: record.len() as u64, end: record.end() };
+            let placement =
+                Placement { lap: record.lap, bytes: record.len() as u64, end: record.end() };
             let stamp = Stamp { generation: record.generation, seq: record.seq, last: record.last };
             let (lsn, epoch) = (record.lsn, record.epoch);
-            let range = model::ClusterRange::new(record.cluster, record.count)
-                .ok_or(Gap::Damaged { from: record.position, to: record.end(), last: core.last_lsn() })?;
+            let range =
+                model::ClusterRange::new(record.cluster, record.count).ok_or(Gap::Damaged {
+                    from: record.position,
+                    to: record.end(),
+                    last: core.last_lsn(),
+                })?;
             let change = match record.op {
-                Op::Write => {
-                    Change::Write { cluster: record.cluster, data, checksums: record.checksums.clone() }
-                }
+                Op::Write => Change::Write {
+                    cluster: record.cluster,
+                    data,
+                    checksums: record.checksums.clone(),
+                },
                 Op::Trim => Change::Unmap { range, kind: UnmapKind::Trim },
                 Op::Zero => Change::Unmap { range, kind: UnmapKind::Zero },
                 Op::Start | Op::List => continue,
@@ -318,7 +343,9 @@ fn judge(error: &OpenError) -> Verdict {
     match error {
         OpenError::Gap(gap) => Verdict::End(Slot::Gap(gap.to_string())),
         OpenError::NotOwner => Verdict::End(Slot::Fenced(error.to_string())),
-        OpenError::Backend(BackendError::Refused(WireError { code, .. })) if *code == proxy_code::FENCED => {
+        OpenError::Backend(BackendError::Refused(WireError { code, .. }))
+            if *code == proxy_code::FENCED =>
+        {
             // A later claim of ours or another's raised it; the record says whose it is.
             Verdict::Again(error.to_string())
         }
@@ -337,4 +364,3 @@ fn judge(error: &OpenError) -> Verdict {
         | OpenError::Task(_) => Verdict::Again(error.to_string()),
     }
 }
-

@@ -95,7 +95,11 @@ impl Router {
     ///
     /// # Errors
     /// When a cluster can't be read or fails its checksum.
-    pub async fn read_clusters(&self, vdisk: VdiskId, clusters: &[Cluster]) -> Result<Vec<Content>, ReadError> {
+    pub async fn read_clusters(
+        &self,
+        vdisk: VdiskId,
+        clusters: &[Cluster],
+    ) -> Result<Vec<Content>, ReadError> {
         let read = self.try_read_clusters(vdisk, clusters).await;
         if let Err(ReadError::MapDamaged(reason)) = &read {
             self.ask_for_rebuild(vdisk, reason);
@@ -112,7 +116,11 @@ impl Router {
         }
     }
 
-    async fn try_read_clusters(&self, vdisk: VdiskId, clusters: &[Cluster]) -> Result<Vec<Content>, ReadError> {
+    async fn try_read_clusters(
+        &self,
+        vdisk: VdiskId,
+        clusters: &[Cluster],
+    ) -> Result<Vec<Content>, ReadError> {
         let mut probes = self.probe(vdisk, clusters.iter().copied());
         if probes.iter().any(|probe| matches!(probe, Probe::Page)) {
             self.load_pages(vdisk, clusters, &probes).await?;
@@ -157,7 +165,9 @@ impl Router {
             })?;
             let locations: Vec<Location> = wanted.iter().map(|(_, location)| *location).collect();
             let fetched = self.frames.fetch(object, &locations);
-            coming.extend(wanted.into_iter().zip(fetched).map(|((at, l), fetched)| (at, l, object, fetched)));
+            coming.extend(
+                wanted.into_iter().zip(fetched).map(|((at, l), fetched)| (at, l, object, fetched)),
+            );
         }
         for (index, location, object, fetched) in coming {
             let frame = fetched.get().await?;
@@ -169,15 +179,25 @@ impl Router {
         Ok(())
     }
 
-    async fn load_pages(&self, vdisk: VdiskId, clusters: &[Cluster], probes: &[Probe]) -> Result<(), ReadError> {
+    async fn load_pages(
+        &self,
+        vdisk: VdiskId,
+        clusters: &[Cluster],
+        probes: &[Probe],
+    ) -> Result<(), ReadError> {
         let missing = clusters.iter().zip(probes).filter(|(_, probe)| matches!(probe, Probe::Page));
         let mut pages: Vec<u64> = missing.map(|(cluster, _)| cluster.0 / PAGE_CLUSTERS).collect();
         pages.dedup();
         let maps = self.maps.clone();
-        blocking(move || pages.into_iter().try_for_each(|page| maps.load(vdisk, page).map(drop))).await
+        blocking(move || pages.into_iter().try_for_each(|page| maps.load(vdisk, page).map(drop)))
+            .await
     }
 
-    async fn load_location(&self, vdisk: VdiskId, cluster: Cluster) -> Result<Option<Location>, ReadError> {
+    async fn load_location(
+        &self,
+        vdisk: VdiskId,
+        cluster: Cluster,
+    ) -> Result<Option<Location>, ReadError> {
         let maps = self.maps.clone();
         let (page, index) = router_core::page::place(cluster);
         blocking(move || maps.load(vdisk, page).map(|page| page.get(index))).await

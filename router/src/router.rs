@@ -205,9 +205,15 @@ impl Router {
     /// The log can't be trusted any more: nobody is acknowledged, and the process ends. A restart scans anew.
     pub fn fail(&self, reason: &str) {
         tracing::error!(reason, "the write log failed, stopping");
-        let error = WireError::fatal(wire::error::code::STOPPING, format!("the router's write log failed: {reason}"));
+        let error = WireError::fatal(
+            wire::error::code::STOPPING,
+            format!("the router's write log failed: {reason}"),
+        );
         self.state().fail_all(&error);
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_with(|| reason.to_owned());
+        self.failure
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert_with(|| reason.to_owned());
         self.stop.trigger();
     }
 

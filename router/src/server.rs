@@ -13,8 +13,8 @@ use runtime::peer::Peer;
 use runtime::rpc::{Request, Responder, Service};
 use runtime::status::status;
 use wire::router::{
-    Attach, AttachMode, BlockStatus, CreateVdisk, Detach, Durability, EXTENTS_MAX, Flush, IO_MAX, Locate, Read,
-    ReplayComplete, ResizeVdisk, Unmap, VdiskName, Write, code, method,
+    Attach, AttachMode, BlockStatus, CreateVdisk, Detach, Durability, EXTENTS_MAX, Flush, IO_MAX,
+    Locate, Read, ReplayComplete, ResizeVdisk, Unmap, VdiskName, Write, code, method,
 };
 use wire::{Encode, WireError, common};
 
@@ -94,7 +94,8 @@ fn check_io(
     match range {
         Some(range) if serving.core.size_bytes < range.end() => {
             let size = serving.core.size_bytes;
-            let message = format!("bytes {} to {} of a vDisk of {size}", range.start(), range.end());
+            let message =
+                format!("bytes {} to {} of a vDisk of {size}", range.start(), range.end());
             Err(WireError::refuse(code::OUT_OF_RANGE, message))
         }
         Some(_) | None => Ok(()),
@@ -112,7 +113,9 @@ enum Access {
 fn range_of(offset: u64, len: u64) -> Result<ByteRange, WireError> {
     match ByteRange::new(offset, len) {
         Some(range) if 0 < len => Ok(range),
-        Some(_) | None => Err(WireError::refuse(code::OUT_OF_RANGE, format!("{len} bytes at {offset}"))),
+        Some(_) | None => {
+            Err(WireError::refuse(code::OUT_OF_RANGE, format!("{len} bytes at {offset}")))
+        }
     }
 }
 
@@ -164,7 +167,8 @@ impl Server {
     fn submit(&self, job: Job) -> Answered {
         let mut actions = Vec::new();
         let mut state = self.router.state();
-        let checked = check_io(&mut state, job.vdisk, job.generation, Some(job.range), Access::Change);
+        let checked =
+            check_io(&mut state, job.vdisk, job.generation, Some(job.range), Access::Change);
         if let Err(error) = checked {
             return Err((job.responder, error));
         }
@@ -178,7 +182,10 @@ impl Server {
     fn flush(&self, request: &Request, responder: Responder) -> Answered {
         let flush: Flush = checked!(responder, request.decode());
         let mut state = self.router.state();
-        checked!(responder, check_io(&mut state, flush.vdisk, flush.generation, None, Access::Flush));
+        checked!(
+            responder,
+            check_io(&mut state, flush.vdisk, flush.generation, None, Access::Flush)
+        );
         state.flush(flush.vdisk, responder);
         drop(state);
         self.router.wake_append();
@@ -190,7 +197,10 @@ impl Server {
         let range = checked!(responder, io_range(read.offset, read.len.into()));
         {
             let mut state = self.router.state();
-            checked!(responder, check_io(&mut state, read.vdisk, read.generation, Some(range), Access::Look));
+            checked!(
+                responder,
+                check_io(&mut state, read.vdisk, read.generation, Some(range), Access::Look)
+            );
         }
         self.router.read(read.vdisk, range, responder);
         Ok(())
@@ -198,7 +208,8 @@ impl Server {
 
     fn seldom(&self, request: &Request, responder: Responder) -> Answered {
         let router = Arc::clone(&self.router);
-        let deadline = request.deadline.map(|at| at.saturating_duration_since(tokio::time::Instant::now()));
+        let deadline =
+            request.deadline.map(|at| at.saturating_duration_since(tokio::time::Instant::now()));
         match request.method {
             method::REPLAY_COMPLETE => {
                 let done: ReplayComplete = checked!(responder, request.decode());
@@ -213,7 +224,10 @@ impl Server {
                 let range = checked!(responder, range_of(ask.offset, ask.len));
                 {
                     let mut state = router.state();
-                    checked!(responder, check_io(&mut state, ask.vdisk, ask.generation, Some(range), Access::Look));
+                    checked!(
+                        responder,
+                        check_io(&mut state, ask.vdisk, ask.generation, Some(range), Access::Look)
+                    );
                 }
                 let max = ask.extents_max.clamp(1, EXTENTS_MAX) as usize;
                 spawn(responder, async move { router.block_status(ask.vdisk, range, max).await });
@@ -237,7 +251,12 @@ impl Server {
         Ok(())
     }
 
-    fn administer(&self, request: &Request, responder: Responder, deadline: Option<Duration>) -> Answered {
+    fn administer(
+        &self,
+        request: &Request,
+        responder: Responder,
+        deadline: Option<Duration>,
+    ) -> Answered {
         let router = Arc::clone(&self.router);
         match request.method {
             method::CREATE_VDISK => {
@@ -246,7 +265,9 @@ impl Server {
             }
             method::DELETE_VDISK => {
                 let name: VdiskName = checked!(responder, request.decode());
-                spawn(responder, async move { router.delete(router.owned_by_name(&name.name).await?).await });
+                spawn(responder, async move {
+                    router.delete(router.owned_by_name(&name.name).await?).await
+                });
             }
             method::RESIZE_VDISK => {
                 let resize: ResizeVdisk = checked!(responder, request.decode());
@@ -256,7 +277,10 @@ impl Server {
             }
             method::SHOW_VDISK => {
                 let name: VdiskName = checked!(responder, request.decode());
-                spawn(responder, async move { router.show(router.owned_by_name(&name.name).await?) });
+                spawn(
+                    responder,
+                    async move { router.show(router.owned_by_name(&name.name).await?) },
+                );
             }
             method::SYNC_VDISK => {
                 let name: VdiskName = checked!(responder, request.decode());
@@ -296,8 +320,10 @@ impl Server {
             ));
         }
         let health = router.backend.health();
-        let proxies: Vec<String> =
-            health.iter().map(|(address, ok)| format!(r#"{{"address":"{address}","ok":{ok}}}"#)).collect();
+        let proxies: Vec<String> = health
+            .iter()
+            .map(|(address, ok)| format!(r#"{{"address":"{address}","ok":{ok}}}"#))
+            .collect();
         let details = format!(
             concat!(
                 r#"{{"router":"{}","vdisks":[{}],"log_used_bytes":{},"log_capacity_bytes":{},"#,
@@ -313,7 +339,6 @@ impl Server {
         status(&router.identity, word, details)
     }
 }
-
 
 fn spawn<T, F>(responder: Responder, work: F)
 where

@@ -128,10 +128,10 @@ fn router_id(config: &Config) -> Result<RouterId, RunError> {
     let path = config.data_dir.join("router-id");
     let io = |cause| RunError::Identity { path: path.clone(), cause };
     match std::fs::read_to_string(&path) {
-        Ok(text) => text
-            .trim()
-            .parse()
-            .map_err(|_| RunError::BadIdentity { path: path.clone(), found: text.trim().to_owned() }),
+        Ok(text) => text.trim().parse().map_err(|_| RunError::BadIdentity {
+            path: path.clone(),
+            found: text.trim().to_owned(),
+        }),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             let id = RouterId(random_u128());
             let new = config.data_dir.join("router-id.new");
@@ -146,7 +146,8 @@ fn router_id(config: &Config) -> Result<RouterId, RunError> {
 
 /// Scans the log, syncs what it found (a page cache isn't a disk), and opens the next segment behind it.
 async fn open_log(config: &Config) -> Result<(Arc<LogDisk>, State), RunError> {
-    let (dir, segment_size, segments) = (config.log_dir.clone(), config.log_segment_size, config.log_segments);
+    let (dir, segment_size, segments) =
+        (config.log_dir.clone(), config.log_segment_size, config.log_segments);
     let overlay_limit = config.overlay_limit;
     let opened = tokio::task::spawn_blocking(move || -> Result<_, RunError> {
         let started = boot_now();
@@ -186,7 +187,11 @@ async fn open_log(config: &Config) -> Result<(Arc<LogDisk>, State), RunError> {
             log.sync_done();
         }
         for damage in &scan.damages {
-            tracing::error!(from = damage.from, to = damage.to, "the write log is damaged below what was synced");
+            tracing::error!(
+                from = damage.from,
+                to = damage.to,
+                "the write log is damaged below what was synced"
+            );
         }
         let (records, took) = (scan.records.len(), boot_now().since(started));
         tracing::info!(records, end = scan.end, ?took, "write log read");
@@ -211,7 +216,8 @@ impl Router {
             if registered {
                 match self.facts.vdisks().await {
                     Ok(records) => {
-                        let owned = records.iter().map(|read| &read.value).filter(|r| r.owner == self.id);
+                        let owned =
+                            records.iter().map(|read| &read.value).filter(|r| r.owner == self.id);
                         let owned: Vec<VdiskRecord> = owned.cloned().collect();
                         if !released {
                             self.release_strangers(&owned);

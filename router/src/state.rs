@@ -9,19 +9,22 @@
 //! Invariant: changes of one vDisk are applied in the order in which their requests overlap; an answer leaves only after
 //! its records are in the page cache, and a durable one only after the log is synced through them.
 
+mod requests;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use model::{AttachmentGeneration, ByteRange, Cluster, Epoch, Incarnation, Lsn, Now, ObjectId, RequestSeq, VdiskId};
+use model::{
+    AttachmentGeneration, ByteRange, Cluster, Epoch, Incarnation, Lsn, Now, ObjectId, RequestSeq,
+    VdiskId,
+};
+use router_core::CLUSTER;
 use router_core::log::pool::Batch;
 use router_core::log::{Found, Log, Scan};
-use router_core::plan::{self, UnmapStep};
-use router_core::quota::{Usage, Verdict, minimum};
 use router_core::range_lock::{RangeLock, Ticket};
 use router_core::tlog::Tlog;
-use router_core::volume::{Change, Stamp, Volume};
-use router_core::{CLUSTER, crc32c};
+use router_core::volume::{Change, Volume};
 use runtime::rpc::Responder;
 use tokio::sync::{Notify, watch};
 use wire::facts::{AttachmentsRecord, VdiskRecord};
@@ -153,7 +156,12 @@ pub struct Serving {
 
 impl Serving {
     #[must_use]
-    pub fn new(core: Volume, record: VdiskRecord, attachments: AttachmentsRecord, objects: u64) -> Self {
+    pub fn new(
+        core: Volume,
+        record: VdiskRecord,
+        attachments: AttachmentsRecord,
+        objects: u64,
+    ) -> Self {
         let committed = watch::Sender::new(core.committed_lsn());
         Self {
             core,
@@ -188,7 +196,8 @@ impl Serving {
         }
         let live = self.attachments.live.iter().any(|live| live.generation == generation);
         if generation <= self.attachments.last_generation && !live {
-            let message = "another edge took this vDisk over, or this attachment was ended".to_owned();
+            let message =
+                "another edge took this vDisk over, or this attachment was ended".to_owned();
             return Err(WireError::refuse(code::ATTACHMENT_FENCED, message));
         }
         Err(WireError::refuse(code::NOT_ATTACHED, "not attached here: attach again"))
@@ -207,8 +216,9 @@ impl Serving {
 
     /// Drops what a fenced attachment has queued (P4).
     pub fn drop_queue_of(&mut self, generation: AttachmentGeneration, error: &WireError) {
-        let (fenced, kept): (VecDeque<_>, VecDeque<_>) =
-            std::mem::take(&mut self.gate).into_iter().partition(|gated| gated.job.generation == generation);
+        let (fenced, kept): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut self.gate)
+            .into_iter()
+            .partition(|gated| gated.job.generation == generation);
         self.gate = kept;
         for gated in fenced {
             gated.job.fail(error);
@@ -268,6 +278,14 @@ pub enum Action {
     ReadRagged { vdisk: VdiskId, ticket: Ticket, clusters: Vec<Cluster> },
     /// Call [`State::drain_gate`] until it says done.
     RunGate(VdiskId),
+}
+
+/// What becomes of the log records of a vDisk that isn't served any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Records {
+    /// A restart decides about them.
+    Keep,
+    Release,
 }
 
 /// Content of ragged clusters: `None` = unmapped.
@@ -341,229 +359,13 @@ impl State {
             Some(Slot::Fenced(reason)) => {
                 Err(WireError::new(ErrorClass::Redirect, code::NOT_OWNER, reason.clone()))
             }
-            Some(Slot::Deleting) => Err(WireError::refuse(code::NO_VDISK, "the vDisk is being deleted")),
-            None => Err(WireError::refuse(code::NOT_ATTACHED, "the vDisk isn't served here: locate it again")),
-        }
-    }
-
-    /// A write or unmap that passed its checks.
-    pub fn submit(&mut self, job: Job, now: Now, actions: &mut Vec<Action>) {
-        let vdisk = job.vdisk;
-        let Some(Slot::Serving(serving)) = self.volumes.get_mut(&vdisk) else { return };
-        if serving.core.applied().contains(job.generation, job.seq) {
-            // P3: applied already; acknowledged with a position at or behind the original's.
-            let (epoch, lsn, end) = (serving.core.epoch(), serving.core.last_lsn(), serving.last_end);
-            let Job { responder, durable, .. } = job;
-            self.acks.push(Ack { responder, epoch, lsn, end, durable });
-            return;
-        }
-        let busy = !serving.is_idle();
-        let job = if busy {
-            match serving.queued_again(job) {
-                Some(job) => job,
-                None => return,
+            Some(Slot::Deleting) => {
+                Err(WireError::refuse(code::NO_VDISK, "the vDisk is being deleted"))
             }
-        } else {
-            job
-        };
-        let waits = !serving.gate.is_empty() || !serving.stalled.is_empty();
-        if waits || self.admit(vdisk, job.cost()) != Verdict::Now {
-            let Some(Slot::Serving(serving)) = self.volumes.get_mut(&vdisk) else { return };
-            serving.gate.push_back(Gated { job, since: now });
-            if !serving.gate_runs {
-                serving.gate_runs = true;
-                actions.push(Action::RunGate(vdisk));
-            }
-            return;
-        }
-        self.start(job, actions);
-    }
-
-    fn admit(&self, vdisk: VdiskId, bytes: u64) -> Verdict {
-        let (log_capacity, log_used) = (self.log.capacity(), self.log.used());
-        let pending = self.pending_bytes;
-        if log_used + bytes <= log_capacity / 2 && pending + bytes <= self.overlay_limit / 2 {
-            return Verdict::Now;
-        }
-        let mut log = Usage { capacity: log_capacity, used: log_used, own: 0, reserved_by_others: 0, sharers: 0 };
-        let mut memory =
-            Usage { capacity: self.overlay_limit, used: pending, own: 0, reserved_by_others: 0, sharers: 0 };
-        let serving = || {
-            self.volumes.values().filter_map(|slot| match slot {
-                Slot::Serving(serving) => Some(serving),
-                Slot::Opening | Slot::Gap(_) | Slot::Fenced(_) | Slot::Deleting => None,
-            })
-        };
-        let sharers = serving().count() as u64;
-        for serving in serving() {
-            let (own_log, own_memory) = (serving.core.log_bytes(), serving.core.pending_bytes());
-            if serving.core.vdisk() == vdisk {
-                (log.own, memory.own) = (own_log, own_memory);
-            } else {
-                log.reserved_by_others += minimum(log.capacity, sharers).saturating_sub(own_log);
-                memory.reserved_by_others += minimum(memory.capacity, sharers).saturating_sub(own_memory);
-            }
-        }
-        (log.sharers, memory.sharers) = (sharers, sharers);
-        // An idle router admits anything that fits its log, however small the limits.
-        if pending == 0 {
-            return Verdict::Now;
-        }
-        log.admit(bytes).and(memory.admit(bytes))
-    }
-
-    /// Lets gated jobs through. Returns how long to wait before the next try; `None` = the gate is empty.
-    pub fn drain_gate(
-        &mut self,
-        vdisk: VdiskId,
-        now: Now,
-        actions: &mut Vec<Action>,
-    ) -> Option<std::time::Duration> {
-        const RECHECK: std::time::Duration = std::time::Duration::from_millis(20);
-        loop {
-            let Some(Slot::Serving(serving)) = self.volumes.get_mut(&vdisk) else { return None };
-            if !serving.stalled.is_empty() {
-                return Some(RECHECK);
-            }
-            let Some(front) = serving.gate.front() else {
-                serving.gate_runs = false;
-                return None;
-            };
-            let (bytes, waited) = (front.job.cost(), now.since(front.since));
-            match self.admit(vdisk, bytes) {
-                Verdict::Now => {}
-                Verdict::After(delay) if delay <= waited => {}
-                Verdict::After(delay) => return Some((delay - waited).min(RECHECK)),
-                Verdict::Wait => {
-                    self.relieve();
-                    return Some(RECHECK);
-                }
-            }
-            let Some(Slot::Serving(serving)) = self.volumes.get_mut(&vdisk) else { return None };
-            let job = serving.gate.pop_front().expect("just seen").job;
-            self.start(job, actions);
-        }
-    }
-
-    /// Past the gate: takes the range lock if anything ragged or overlapping is about.
-    fn start(&mut self, job: Job, actions: &mut Vec<Action>) {
-        let vdisk = job.vdisk;
-        let ragged = !job.range.is_aligned();
-        let touched = job.range.clusters_touched();
-        let Some(Slot::Serving(serving)) = self.volumes.get_mut(&vdisk) else { return };
-        if !ragged && (serving.locks.is_idle() || serving.locks.is_free(touched)) {
-            let changes = changes_of(&job, &Ragged::new());
-            self.apply(job, changes, None);
-            return;
-        }
-        self.next_ticket += 1;
-        let ticket = self.next_ticket;
-        let held = serving.locks.acquire(ticket, touched);
-        serving.locked.insert(ticket, job);
-        if held {
-            self.locked(vdisk, ticket, actions);
-        }
-    }
-
-    /// A job got its lock: its ragged clusters are read first.
-    fn locked(&mut self, vdisk: VdiskId, ticket: Ticket, actions: &mut Vec<Action>) {
-        let Some(Slot::Serving(serving)) = self.volumes.get_mut(&vdisk) else { return };
-        let Some(job) = serving.locked.get(&ticket) else { return };
-        // Also when nothing is ragged: a long queue behind one lock is worked off by the caller's loop, not by recursion.
-        actions.push(Action::ReadRagged { vdisk, ticket, clusters: plan::ragged(job.range) });
-    }
-
-    /// The ragged clusters of a locked job were read.
-    pub fn ragged_read(
-        &mut self,
-        vdisk: VdiskId,
-        ticket: Ticket,
-        content: Result<Ragged, WireError>,
-        actions: &mut Vec<Action>,
-    ) {
-        let Some(Slot::Serving(serving)) = self.volumes.get_mut(&vdisk) else { return };
-        let Some(job) = serving.locked.remove(&ticket) else { return };
-        match content {
-            Ok(content) => {
-                let changes = changes_of(&job, &content);
-                if self.apply(job, changes, Some(ticket)) {
-                    self.unlock(vdisk, ticket, actions);
-                }
-            }
-            Err(error) => {
-                job.fail(&error);
-                self.unlock(vdisk, ticket, actions);
-            }
-        }
-    }
-
-    fn unlock(&mut self, vdisk: VdiskId, ticket: Ticket, actions: &mut Vec<Action>) {
-        let Some(Slot::Serving(serving)) = self.volumes.get_mut(&vdisk) else { return };
-        for granted in serving.locks.release(ticket) {
-            self.locked(vdisk, granted, actions);
-        }
-    }
-
-    /// True when wholly applied; false when it waits for log space, still holding its lock.
-    fn apply(&mut self, job: Job, mut changes: VecDeque<Change>, ticket: Option<Ticket>) -> bool {
-        let Some(Slot::Serving(serving)) = self.volumes.get_mut(&job.vdisk) else { return true };
-        let (units, before) = (serving.core.units(), serving.core.pending_bytes());
-        if changes.is_empty() {
-            // Zeroing what is unmapped changes nothing; the sequence is applied all the same.
-            serving.core.applied_mut().insert(job.generation, job.seq);
-        }
-        while let Some(change) = changes.pop_front() {
-            let last = changes.is_empty();
-            let stamp = Stamp { generation: job.generation, seq: job.seq, last };
-            let entry = serving.core.entry(&change, stamp);
-            match self.log.place(&entry, &mut self.batch) {
-                Ok(placement) => {
-                    serving.last_end = placement.end;
-                    serving.core.accept(change, stamp, placement);
-                }
-                Err(_) => {
-                    changes.push_front(change);
-                    self.pending_bytes += serving.core.pending_bytes() - before;
-                    serving.stalled.push_back(Stalled { job, changes, ticket });
-                    return false;
-                }
-            }
-        }
-        self.pending_bytes += serving.core.pending_bytes() - before;
-        if serving.core.units() != units {
-            serving.committer.notify_one();
-        }
-        let (epoch, lsn, end) = (serving.core.epoch(), serving.core.last_lsn(), serving.last_end);
-        let Job { responder, again, durable, .. } = job;
-        for responder in again {
-            self.acks.push(Ack { responder, epoch, lsn, end, durable });
-        }
-        self.acks.push(Ack { responder, epoch, lsn, end, durable });
-        true
-    }
-
-    /// Log space came free: goes on with what stalled.
-    pub fn unstall(&mut self, actions: &mut Vec<Action>) {
-        self.log.reserve(&mut self.batch);
-        let vdisks: Vec<VdiskId> = self.volumes.keys().copied().collect();
-        for vdisk in vdisks {
-            while let Some(Slot::Serving(serving)) = self.volumes.get_mut(&vdisk)
-                && let Some(stalled) = serving.stalled.pop_front()
-            {
-                let Stalled { job, changes, ticket } = stalled;
-                if !self.apply(job, changes, ticket) {
-                    // It went to the back; it belongs to the front.
-                    if let Some(Slot::Serving(serving)) = self.volumes.get_mut(&vdisk)
-                        && let Some(stalled) = serving.stalled.pop_back()
-                    {
-                        serving.stalled.push_front(stalled);
-                    }
-                    return;
-                }
-                if let Some(ticket) = ticket {
-                    self.unlock(vdisk, ticket, actions);
-                }
-            }
+            None => Err(WireError::refuse(
+                code::NOT_ATTACHED,
+                "the vDisk isn't served here: locate it again",
+            )),
         }
     }
 
@@ -656,16 +458,18 @@ impl State {
         serving.committed.send_replace(serving.core.committed_lsn());
     }
 
-    /// Takes a vDisk out of service; its log records stay pinned unless `release`.
-    pub fn stop_serving(&mut self, vdisk: VdiskId, slot: Option<Slot>, error: &WireError, release: bool) {
-        let old = match slot {
-            Some(slot) => self.volumes.insert(vdisk, slot),
-            None => self.volumes.remove(&vdisk),
-        };
-        if let Some(Slot::Serving(mut serving)) = old {
+    /// Takes a vDisk out of service.
+    pub fn stop_serving(
+        &mut self,
+        vdisk: VdiskId,
+        slot: Slot,
+        error: &WireError,
+        records: Records,
+    ) {
+        if let Some(Slot::Serving(mut serving)) = self.volumes.insert(vdisk, slot) {
             serving.fail_waiting(error);
             self.pending_bytes -= serving.core.pending_bytes();
-            if release {
+            if records == Records::Release {
                 for (lap, bytes) in serving.core.placements() {
                     self.log.release(lap, bytes);
                 }
@@ -697,42 +501,6 @@ fn copy_forward(serving: &mut Serving, lap: model::Lap, log: &mut Log, batch: &m
         serving.last_end = placement.end;
         if let Some(old) = serving.core.moved(lsn, placement) {
             log.release(old.lap, old.bytes);
-        }
-    }
-}
-
-/// What a job changes, given the content of its ragged clusters.
-fn changes_of(job: &Job, ragged: &Ragged) -> VecDeque<Change> {
-    match &job.kind {
-        JobKind::Write(payload, checksums) if job.range.is_aligned() => {
-            let cluster = job.range.clusters_touched().start;
-            let change = Change::Write { cluster, data: payload.clone(), checksums: checksums.clone() };
-            VecDeque::from([change])
-        }
-        JobKind::Write(payload, checksums) => {
-            let old = |cluster: Cluster| {
-                ragged.get(&cluster).cloned().flatten().unwrap_or_else(|| Bytes::from_static(&[0; CLUSTER]))
-            };
-            let data = plan::merge(job.range, payload, old);
-            let clusters = job.range.clusters_touched();
-            let whole = job.range.clusters_within();
-            let sums = clusters.iter().zip(data.chunks_exact(CLUSTER)).zip(checksums);
-            // A cluster that came whole keeps the checksum that the edge computed.
-            let sums = sums.map(|((c, data), sum)| if whole.contains(c) { *sum } else { crc32c(data) });
-            let checksums = sums.collect();
-            VecDeque::from([Change::Write { cluster: clusters.start, data, checksums }])
-        }
-        JobKind::Unmap(kind) => {
-            let old = |cluster: Cluster| ragged.get(&cluster).cloned().flatten();
-            let steps = plan::unmap(job.range, old).into_iter();
-            steps
-                .map(|step| match step {
-                    UnmapStep::Write(cluster, data) => {
-                        Change::Write { cluster, checksums: vec![crc32c(&data)], data }
-                    }
-                    UnmapStep::Range(range) => Change::Unmap { range, kind: *kind },
-                })
-                .collect()
         }
     }
 }

@@ -168,7 +168,10 @@ mod tests {
                 .iter()
                 .map(|(start, count)| ClusterRange::new(Cluster(*start), *count).unwrap())
                 .collect(),
-            runs: runs.iter().map(|(start, count)| Run { start: Cluster(*start), count: *count }).collect(),
+            runs: runs
+                .iter()
+                .map(|(start, count)| Run { start: Cluster(*start), count: *count })
+                .collect(),
             applied: Vec::new(),
         }
     }

@@ -199,13 +199,13 @@ mod tests {
                 match step {
                     Step::Write(c) => {
                         overlay.write(lsn, Cluster(c), Bytes::from(lsn.0.to_le_bytes().to_vec()), 0);
-                        expected[c as usize] = lsn.0;
+                        expected[model::usize_of(c)] = lsn.0;
                         log.push((lsn, step));
                     }
                     Step::Unmap(s, n) => {
                         overlay.unmap(lsn, ClusterRange::new(Cluster(s), n).unwrap());
                         for c in s..(s + n).min(CLUSTERS) {
-                            expected[c as usize] = 0;
+                            expected[model::usize_of(c)] = 0;
                         }
                         log.push((lsn, step));
                     }
@@ -214,12 +214,12 @@ mod tests {
                         for (lsn, step) in &log[committed..upto] {
                             match step {
                                 Step::Write(c) => {
-                                    map[*c as usize] = lsn.0;
+                                    map[model::usize_of(*c)] = lsn.0;
                                     overlay.drop_write(*lsn, Cluster(*c));
                                 }
                                 Step::Unmap(s, n) => {
                                     for c in *s..(s + n).min(CLUSTERS) {
-                                        map[c as usize] = 0;
+                                        map[model::usize_of(c)] = 0;
                                     }
                                     overlay.drop_unmap(*lsn, ClusterRange::new(Cluster(*s), *n).unwrap());
                                 }
@@ -239,9 +239,9 @@ mod tests {
                         let seen = match lookup {
                             Lookup::Data(data, _) => u64::from_le_bytes(data[..].try_into().unwrap()),
                             Lookup::Unmapped => 0,
-                            Lookup::Below => map[c as usize],
+                            Lookup::Below => map[model::usize_of(c)],
                         };
-                        prop_assert_eq!(seen, expected[c as usize]);
+                        prop_assert_eq!(seen, expected[model::usize_of(c)]);
                     }
                     at += len;
                 }

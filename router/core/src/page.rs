@@ -31,7 +31,10 @@ impl Location {
     #[must_use]
     pub fn new(number: ScoNumber, slot: u32, group: u32) -> Self {
         assert!(0 < number.0 && number.0 < 1 << 46, "SCO number {number} out of range");
-        assert!(slot < SLOTS_MAX && (1..=4).contains(&group), "slot {slot} of {group} out of range");
+        assert!(
+            slot < SLOTS_MAX && (1..=4).contains(&group),
+            "slot {slot} of {group} out of range"
+        );
         Self(number.0 << 18 | u64::from(slot) << 2 | u64::from(group - 1))
     }
 
@@ -108,7 +111,10 @@ impl Page {
 
     /// Mapped locations with their index.
     pub fn mapped(&self) -> impl Iterator<Item = (usize, Location)> {
-        self.entries.iter().enumerate().filter_map(|(at, raw)| Some((at, Location::from_raw(*raw)?)))
+        self.entries
+            .iter()
+            .enumerate()
+            .filter_map(|(at, raw)| Some((at, Location::from_raw(*raw)?)))
     }
 
     /// Stored form under `key`.

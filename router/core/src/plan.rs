@@ -116,7 +116,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn old_disk() -> Vec<u8> {
-        (0..8 * CLUSTER).map(|at| (at / CLUSTER + 1) as u8).collect()
+        (1..=8).flat_map(|fill| [fill; CLUSTER]).collect()
     }
 
     fn cluster_of(disk: &[u8], cluster: Cluster) -> Bytes {
@@ -164,7 +164,7 @@ mod tests {
         #[test]
         fn checksums_are_per_cluster_touched(start in 0u64..9000, len in 1u64..9000) {
             let range = ByteRange::new(start, len).unwrap();
-            let payload: Vec<u8> = (0..len).map(|at| (at % 251) as u8).collect();
+            let payload: Vec<u8> = (0..len).map(|at| u8::try_from(at % 251).unwrap()).collect();
             let sums: Vec<u32> = parts(range, &payload).map(crc32c).collect();
             prop_assert_eq!(parts(range, &payload).map(<[u8]>::len).sum::<usize>() as u64, len);
             prop_assert!(checksums_match(range, &payload, &sums));

@@ -43,9 +43,15 @@ impl Usage {
     /// May a write of `bytes` go on?
     #[must_use]
     pub fn admit(self, bytes: u64) -> Verdict {
-        if self.own + bytes <= minimum(self.capacity, self.sharers) && self.used + bytes <= self.capacity {
+        if self.own + bytes <= minimum(self.capacity, self.sharers)
+            && self.used + bytes <= self.capacity
+        {
             // Within its guarantee a vDisk isn't slowed until the whole is really nearly full.
-            return if self.used <= self.capacity / 4 * 3 { Verdict::Now } else { self.slowed(bytes) };
+            return if self.used <= self.capacity / 4 * 3 {
+                Verdict::Now
+            } else {
+                self.slowed(bytes)
+            };
         }
         if self.capacity < self.used + bytes + self.reserved_by_others {
             return Verdict::Wait;
@@ -63,7 +69,7 @@ impl Usage {
         let share = (u128::from(over) << 16) / u128::from(self.capacity - soft).max(1);
         let share = u64::try_from(share.min(1 << 16)).unwrap_or(1 << 16);
         let micros = u64::try_from(DELAY_MAX.as_micros()).unwrap_or(u64::MAX);
-        match micros * (share * share >> 16) >> 16 {
+        match (micros * ((share * share) >> 16)) >> 16 {
             0 => Verdict::Now,
             delay => Verdict::After(Duration::from_micros(delay)),
         }

@@ -39,7 +39,10 @@ impl RangeLock {
 
     /// True = held now; false = queued, a later [`Self::release`] names the ticket.
     pub fn acquire(&mut self, ticket: Ticket, range: ClusterRange) -> bool {
-        assert!(self.entries.iter().all(|e| e.ticket != ticket), "ticket {ticket} is inside already");
+        assert!(
+            self.entries.iter().all(|e| e.ticket != ticket),
+            "ticket {ticket} is inside already"
+        );
         let held = self.is_free(range);
         self.entries.push(Entry { ticket, range, held });
         held
@@ -51,7 +54,8 @@ impl RangeLock {
         let mut granted = Vec::new();
         for at in 0..self.entries.len() {
             let entry = self.entries[at];
-            let blocked = self.entries[..at].iter().any(|earlier| overlap(earlier.range, entry.range));
+            let blocked =
+                self.entries[..at].iter().any(|earlier| overlap(earlier.range, entry.range));
             if !entry.held && !blocked {
                 self.entries[at].held = true;
                 granted.push(entry.ticket);

@@ -24,8 +24,11 @@ use crate::{CLUSTER, crc32c};
 /// Clusters in a full group.
 pub const GROUP: u32 = 4;
 pub const TRAILER: usize = 16;
+/// Bytes that one cluster takes, trailer included.
+const SLOT: u32 = 4096 + 16;
+const _: () = assert!(SLOT as usize == CLUSTER + TRAILER);
 /// Bytes of a full group: the frame size asked of the backend.
-pub const FRAME: u32 = GROUP * (CLUSTER + TRAILER) as u32;
+pub const FRAME: u32 = GROUP * SLOT;
 
 /// A SCO ready to be stored.
 #[derive(Debug, Clone)]
@@ -58,7 +61,7 @@ pub fn group_of(slot: u32, clusters: u32) -> u32 {
 #[must_use]
 pub fn frame_range(location: Location) -> (u64, u32) {
     let offset = u64::from(location.slot() / GROUP) * u64::from(FRAME);
-    (offset, location.group() * (CLUSTER + TRAILER) as u32)
+    (offset, location.group() * SLOT)
 }
 
 /// One verified frame of a SCO.
@@ -94,7 +97,11 @@ impl Frame {
     ///
     /// # Errors
     /// When another cluster lies there.
-    pub fn cluster(&self, location: Location, cluster: Cluster) -> Result<(Bytes, u32), FrameError> {
+    pub fn cluster(
+        &self,
+        location: Location,
+        cluster: Cluster,
+    ) -> Result<(Bytes, u32), FrameError> {
         let index = location.slot() % GROUP;
         if self.group <= index {
             let expected = self.bytes.len() + 1;
@@ -207,10 +214,9 @@ fn coalesce(unit: &Unit) -> (BTreeMap<u64, Slot>, Vec<ClusterRange>) {
             }
         }
     }
-    let ranges = unmaps.into_iter().map(|(start, end)| ClusterRange {
-        start: Cluster(start),
-        end: Cluster(end),
-    });
+    let ranges = unmaps
+        .into_iter()
+        .map(|(start, end)| ClusterRange { start: Cluster(start), end: Cluster(end) });
     (slots, ranges.collect())
 }
 
@@ -238,8 +244,7 @@ mod tests {
     use wire::router::UnmapKind;
 
     pub(crate) fn unit(changes: Vec<(Lsn, Change)>) -> Unit {
-        let object =
-            ObjectId { vdisk: VdiskId(9), epoch: Epoch(2), number: ScoNumber(7) };
+        let object = ObjectId { vdisk: VdiskId(9), epoch: Epoch(2), number: ScoNumber(7) };
         Unit {
             object,
             predecessor: None,
@@ -286,19 +291,20 @@ mod tests {
             ]
         );
         let full = 4 * (CLUSTER + TRAILER);
-        assert_eq!(built.meta.tlog_offset as usize, full + CLUSTER + TRAILER);
+        assert_eq!(model::usize_of(built.meta.tlog_offset), full + CLUSTER + TRAILER);
         for (slot, cluster, fill) in [(0, 3, 2), (1, 4, 6), (2, 6, 7), (3, 9, 3), (4, 100, 8)] {
             let location = Location::new(ScoNumber(7), slot, group_of(slot, 5));
             let (offset, len) = frame_range(location);
-            let bytes = built.payload.slice(offset as usize..offset as usize + len as usize);
+            let offset = model::usize_of(offset);
+            let bytes = built.payload.slice(offset..offset + len as usize);
             let frame = Frame::verify(location, bytes).unwrap();
             let (data, checksum) = frame.cluster(location, Cluster(cluster)).unwrap();
             assert_eq!(data, vec![fill; CLUSTER]);
             assert_eq!(checksum, crc32c(&data));
             assert!(frame.cluster(location, Cluster(cluster + 1)).is_err());
         }
-        let tlog = built.payload.slice(built.meta.tlog_offset as usize..);
-        assert_eq!(Tlog::decode(tlog), Ok(built.tlog));
+        let tlog = built.payload.slice(model::usize_of(built.meta.tlog_offset)..);
+        assert_eq!(Tlog::decode(&tlog), Ok(built.tlog));
     }
 
     #[test]

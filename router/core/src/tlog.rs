@@ -64,7 +64,8 @@ impl Tlog {
         self.last_lsn.encode(&mut out);
         self.size_bytes.encode(&mut out);
         self.epochs.encode(&mut out);
-        let unmaps: Vec<(Cluster, Cluster)> = self.unmaps.iter().map(|r| (r.start, r.end)).collect();
+        let unmaps: Vec<(Cluster, Cluster)> =
+            self.unmaps.iter().map(|r| (r.start, r.end)).collect();
         unmaps.encode(&mut out);
         let runs: Vec<(Cluster, u32)> = self.runs.iter().map(|r| (r.start, r.count)).collect();
         runs.encode(&mut out);
@@ -79,8 +80,10 @@ impl Tlog {
 
     /// # Errors
     /// When the bytes aren't a whole TLog part.
-    pub fn decode(bytes: Bytes) -> Result<Self, TlogError> {
-        let Some((body, crc)) = bytes.split_last_chunk::<4>() else { return Err(TlogError::Checksum) };
+    pub fn decode(bytes: &Bytes) -> Result<Self, TlogError> {
+        let Some((body, crc)) = bytes.split_last_chunk::<4>() else {
+            return Err(TlogError::Checksum);
+        };
         if crc32c(body) != u32::from_le_bytes(*crc) {
             return Err(TlogError::Checksum);
         }
@@ -119,8 +122,10 @@ impl Tlog {
 
     fn checked(self) -> Result<Self, TlogError> {
         let slots: u64 = self.runs.iter().map(|run| u64::from(run.count)).sum();
-        let runs_fit =
-            self.runs.iter().all(|r| 0 < r.count && r.start.0.checked_add(u64::from(r.count)).is_some());
+        let runs_fit = self
+            .runs
+            .iter()
+            .all(|r| 0 < r.count && r.start.0.checked_add(u64::from(r.count)).is_some());
         let legal = slots <= u64::from(SLOTS_MAX)
             && runs_fit
             && self.unmaps.iter().all(|range| range.start <= range.end)
@@ -222,7 +227,10 @@ mod tests {
     fn a_tlog_part_has_these_bytes() {
         let bytes = sample().encode();
         assert_eq!(&bytes[..5], b"HFTL\x01");
-        assert_eq!(bytes.len(), 5 + 32 + 24 + (4 + 16) + (4 + 16) + (4 + 24) + (4 + 8 + 8 + 4 + 8) + 4);
+        assert_eq!(
+            bytes.len(),
+            5 + 32 + 24 + (4 + 16) + (4 + 16) + (4 + 24) + (4 + 8 + 8 + 4 + 8) + 4
+        );
         assert_eq!(bytes[61], 1, "count of epochs");
         assert_eq!(bytes[37], 4, "first LSN");
     }
@@ -238,8 +246,8 @@ mod tests {
             predecessor: None,
         };
         let expected = [
-            1, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0, 5, 0,
-            0, 0, 0,
+            1, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0,
+            5, 0, 0, 0, 0,
         ];
         assert_eq!(meta.encode()[..], expected);
         assert_eq!(Meta::decode(meta.encode()), Ok(meta));
@@ -260,11 +268,11 @@ mod tests {
     #[test]
     fn any_flipped_byte_is_seen() {
         let good = sample().encode();
-        assert_eq!(Tlog::decode(Bytes::from(good.clone())), Ok(sample()));
+        assert_eq!(Tlog::decode(&Bytes::from(good.clone())), Ok(sample()));
         for at in 0..good.len() {
             let mut bad = good.clone();
             bad[at] ^= 0x10;
-            assert!(Tlog::decode(Bytes::from(bad)).is_err(), "byte {at}");
+            assert!(Tlog::decode(&Bytes::from(bad)).is_err(), "byte {at}");
         }
     }
 
@@ -276,7 +284,7 @@ mod tests {
             with_sum.extend_from_slice(&bytes);
             let sum = crc32c(&with_sum);
             with_sum.extend_from_slice(&sum.to_le_bytes());
-            prop_assert!(Tlog::decode(Bytes::from(with_sum)).is_err());
+            prop_assert!(Tlog::decode(&Bytes::from(with_sum)).is_err());
         }
     }
 }

@@ -15,7 +15,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use model::{
-    AttachmentGeneration, Cluster, ClusterRange, Epoch, Lap, Lsn, ObjectId, RequestSeq, ScoNumber, VdiskId,
+    AttachmentGeneration, Cluster, ClusterRange, Epoch, Lap, Lsn, ObjectId, RequestSeq, ScoNumber,
+    VdiskId,
 };
 use wire::router::UnmapKind;
 
@@ -314,8 +315,7 @@ impl Volume {
         if self.last == self.sealed {
             return;
         }
-        let object =
-            ObjectId { vdisk: self.vdisk, epoch: self.epoch, number: self.next_number };
+        let object = ObjectId { vdisk: self.vdisk, epoch: self.epoch, number: self.next_number };
         self.next_number = self.next_number.next();
         self.units.push_back(Sealed {
             object,
@@ -419,7 +419,10 @@ impl Volume {
     /// Every log record still needed: (segment, bytes).
     #[must_use]
     pub fn placements(&self) -> Vec<(Lap, u64)> {
-        self.pending.iter().map(|pending| (pending.placement.lap, pending.placement.bytes)).collect()
+        self.pending
+            .iter()
+            .map(|pending| (pending.placement.lap, pending.placement.bytes))
+            .collect()
     }
 
     /// Records of this vDisk in segment `lap`, to be copied forward: (LSN, record).

@@ -1,9 +1,16 @@
 //! One test per rule of the protocol's fine print that this core keeps: the execution that breaks without it.
+#![expect(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    reason = "a test that is wrong about its own small numbers fails, as it should"
+)]
 
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use model::{AttachmentGeneration, Cluster, ClusterRange, Epoch, Lap, LogId, Lsn, RequestSeq, VdiskId};
+use model::{
+    AttachmentGeneration, Cluster, ClusterRange, Epoch, Lap, LogId, Lsn, RequestSeq, VdiskId,
+};
 use router_core::log::pool::{Batch, OpenLog};
 use router_core::log::record::SYNC_ALIGN;
 use router_core::log::{Log, Placement, Scan, Scanner};
@@ -26,11 +33,25 @@ struct World {
 }
 
 fn volume(epoch: u64, unit_clusters: u32, head: HeadState) -> Volume {
-    Volume::open(Opening { vdisk: VDISK, epoch: Epoch(epoch), size_bytes: 1 << 30, unit_clusters, head })
+    Volume::open(Opening {
+        vdisk: VDISK,
+        epoch: Epoch(epoch),
+        size_bytes: 1 << 30,
+        unit_clusters,
+        head,
+    })
 }
 
-fn open(segments: Vec<router_core::log::Reopened>, next_lap: Lap, first: u32, batch: &mut Batch) -> Log {
-    Log::open(OpenLog { id: LOG, segment_size: SEGMENT, files: 4, segments, next_lap, first }, batch)
+fn open(
+    segments: Vec<router_core::log::Reopened>,
+    next_lap: Lap,
+    first: u32,
+    batch: &mut Batch,
+) -> Log {
+    Log::open(
+        OpenLog { id: LOG, segment_size: SEGMENT, files: 4, segments, next_lap, first },
+        batch,
+    )
 }
 
 impl World {
@@ -39,7 +60,13 @@ impl World {
         let mut log = open(Vec::new(), Lap(1), 0, &mut batch);
         (0..4).for_each(|file| log.file_ready(file));
         let files = vec![vec![0; SEGMENT as usize]; 4];
-        let mut world = Self { files, log, batch, volume: volume(1, unit_clusters, HeadState::default()), seq: 0 };
+        let mut world = Self {
+            files,
+            log,
+            batch,
+            volume: volume(1, unit_clusters, HeadState::default()),
+            seq: 0,
+        };
         world.append();
         world.sync();
         world
@@ -132,7 +159,10 @@ fn p2_a_sync_covers_what_was_placed_before_it_began_and_nothing_after() {
     let (_, after) = world.write(2, 2);
     world.log.sync_done();
     assert!(before.end <= world.log.synced());
-    assert!(world.log.synced() < after.end, "write 11 isn't covered by a flush that began at write 10");
+    assert!(
+        world.log.synced() < after.end,
+        "write 11 isn't covered by a flush that began at write 10"
+    );
 }
 
 #[test]
@@ -156,7 +186,10 @@ fn p3_an_applied_sequence_is_known_again_after_recovery() {
         });
     }
     let generation = AttachmentGeneration(1);
-    assert!(recovered.applied().contains(generation, RequestSeq(1)), "so that W1 isn't applied over W2");
+    assert!(
+        recovered.applied().contains(generation, RequestSeq(1)),
+        "so that W1 isn't applied over W2"
+    );
     assert!(recovered.applied().contains(generation, RequestSeq(2)));
     assert!(!recovered.applied().contains(generation, RequestSeq(3)));
     assert!(!recovered.applied().contains(AttachmentGeneration(2), RequestSeq(1)));
@@ -173,7 +206,11 @@ fn p7_a_write_that_is_replaced_by_a_later_unit_stays_in_its_own() {
     let first = sco::build(&world.volume.next_unit(2).unwrap());
     let second = sco::build(&world.volume.next_unit(2).unwrap());
     assert_eq!((first.meta.first_lsn, first.meta.last_lsn), (Lsn(1), Lsn(2)));
-    assert_eq!(first.payload[..CLUSTER], [10; CLUSTER], "not left out: the unit that replaces it may never commit");
+    assert_eq!(
+        first.payload[..CLUSTER],
+        [10; CLUSTER],
+        "not left out: the unit that replaces it may never commit"
+    );
     assert_eq!(second.payload[..CLUSTER], [11; CLUSTER]);
     assert_eq!(second.meta.predecessor, Some(first.tlog.object));
 }
@@ -190,7 +227,11 @@ fn p8_a_bad_record_above_all_synced_is_the_torn_end() {
     world.files[file][offset] ^= 1;
     let scan = world.scan();
     assert!(scan.damages.is_empty());
-    assert_eq!(world.lsns(), vec![1, 2], "what lies behind the torn record doesn't count, though it is intact");
+    assert_eq!(
+        world.lsns(),
+        vec![1, 2],
+        "what lies behind the torn record doesn't count, though it is intact"
+    );
 }
 
 #[test]
@@ -236,7 +277,10 @@ fn p8_damage_that_may_have_held_the_newest_writes_is_a_gap_too() {
     world.files[file][offset - 128] ^= 1;
     let scan = world.scan();
     let epochs = BTreeMap::new();
-    assert!(matches!(recover::plan(&facts(0, &epochs), &scan), Err(Gap::Damaged { last: Lsn(1), .. })));
+    assert!(matches!(
+        recover::plan(&facts(0, &epochs), &scan),
+        Err(Gap::Damaged { last: Lsn(1), .. })
+    ));
 }
 
 #[test]
@@ -250,7 +294,11 @@ fn p8_after_a_sync_the_next_record_begins_on_a_fresh_block() {
     assert_eq!(start % SYNC_ALIGN, 0);
     assert!(synced <= start && start < synced + SYNC_ALIGN);
     let (_, third) = world.write(3, 3);
-    assert_eq!(third.end - third.bytes, next.end, "without a sync records lie one behind the other");
+    assert_eq!(
+        third.end - third.bytes,
+        next.end,
+        "without a sync records lie one behind the other"
+    );
 }
 
 #[test]
@@ -361,7 +409,11 @@ fn p10_a_record_counts_only_if_its_epoch_owned_that_lsn() {
         .iter()
         .map(|index| (scan.records[*index].record.epoch.0, scan.records[*index].record.lsn.0))
         .collect();
-    assert_eq!(chosen, vec![(1, 1), (1, 2), (1, 3), (2, 4), (2, 5)], "the old 4 to 6 are another history");
+    assert_eq!(
+        chosen,
+        vec![(1, 1), (1, 2), (1, 3), (2, 4), (2, 5)],
+        "the old 4 to 6 are another history"
+    );
     // The same when only the backend knows of the later epoch.
     let epochs = BTreeMap::from([(Epoch(3), Lsn(5))]);
     let plan = recover::plan(&facts(4, &epochs), &scan).unwrap();

@@ -1,6 +1,12 @@
 //! The router as a whole, over loopback sockets, between a fake arakoon and a fake proxy that hold what they are given.
 //!
 //! Invariant of every test: what an edge was told is true, whatever was killed in between.
+#![expect(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::fn_params_excessive_bools,
+    reason = "a test that is wrong about its own small numbers fails, as it should"
+)]
 
 mod support;
 
@@ -119,7 +125,8 @@ fn writes_go_on_while_the_backend_is_out_and_reach_it_afterwards() {
 fn a_full_log_slows_writes_and_refuses_none() {
     let world = World::new();
     world.proxy.set_delay_ms(30);
-    let router = world.start_with("log_segments = 4\nlog_segment_size = \"8MiB\"\noverlay_limit = \"16MiB\"");
+    let router = world
+        .start_with("log_segments = 4\nlog_segment_size = \"8MiB\"\noverlay_limit = \"16MiB\"");
     router.create("demo", 256 << 20);
     let mut disk = Disk::attach(&router, "demo");
     for at in 0..96_u64 {
@@ -128,7 +135,8 @@ fn a_full_log_slows_writes_and_refuses_none() {
     disk.check_all();
     disk.sync();
     router.kill();
-    let router = world.start_with("log_segments = 4\nlog_segment_size = \"8MiB\"\noverlay_limit = \"16MiB\"");
+    let router = world
+        .start_with("log_segments = 4\nlog_segment_size = \"8MiB\"\noverlay_limit = \"16MiB\"");
     disk.reattach(&router);
     disk.check_all();
     router.stop();

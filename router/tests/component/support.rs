@@ -18,7 +18,9 @@ use runtime::peer::Identity;
 use runtime::rpc::{Call, CallError, Client, ClientOptions, ServerOptions, Service, serve};
 use runtime::shutdown::Shutdown;
 use wire::facts::{Record, VdiskRecord, VpoolRecord, key};
-use wire::router::{CreateVdisk, Locate, Location, ResizeVdisk, VdiskInfo, VdiskName, VdiskNames, method};
+use wire::router::{
+    CreateVdisk, Locate, Location, ResizeVdisk, VdiskInfo, VdiskName, VdiskNames, method,
+};
 use wire::{Decode, Encode, Role, WireError};
 
 pub use disk::Disk;
@@ -48,7 +50,8 @@ impl Served {
         let thread = std::thread::spawn(move || {
             runtime().block_on(async {
                 let identity = identity(role, "fake");
-                let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap(), &identity).await.unwrap();
+                let listener =
+                    Listener::bind(&"127.0.0.1:0".parse().unwrap(), &identity).await.unwrap();
                 sender.send(listener.local_endpoint()).unwrap();
                 let options = ServerOptions::allowing(&Role::ALL);
                 serve(listener, identity, service, options, stop).await;
@@ -83,8 +86,14 @@ impl World {
         arakoon.set(key::vpool("default"), vpool.to_record());
         Self {
             dir: tempfile::tempdir().unwrap(),
-            proxy_server: Served::start(Role::AlbaProxy, Arc::new(proxy::Server(Arc::clone(&proxy)))),
-            arakoon_server: Served::start(Role::Arakoon, Arc::new(arakoon::Server(Arc::clone(&arakoon)))),
+            proxy_server: Served::start(
+                Role::AlbaProxy,
+                Arc::new(proxy::Server(Arc::clone(&proxy))),
+            ),
+            arakoon_server: Served::start(
+                Role::Arakoon,
+                Arc::new(arakoon::Server(Arc::clone(&arakoon))),
+            ),
             proxy,
             arakoon,
         }
@@ -155,7 +164,9 @@ impl Router {
             runtime.block_on(async {
                 let shutdown = Shutdown::new();
                 let trigger = shutdown.clone();
-                let run = router::run_ready(config, shutdown, |endpoint| sender.send(endpoint.clone()).unwrap());
+                let run = router::run_ready(config, shutdown, |endpoint| {
+                    sender.send(endpoint.clone()).unwrap();
+                });
                 tokio::pin!(run);
                 tokio::select! {
                     ended = &mut run => panic!("the router ended by itself: {ended:?}"),
@@ -229,15 +240,28 @@ impl Router {
         self.try_create(name, size_bytes, "default").unwrap();
     }
 
-    pub fn try_create(&self, name: &str, size_bytes: u64, vpool: &str) -> Result<VdiskInfo, WireError> {
-        self.call(method::CREATE_VDISK, &CreateVdisk { name: name.into(), size_bytes, vpool: vpool.into() })
+    pub fn try_create(
+        &self,
+        name: &str,
+        size_bytes: u64,
+        vpool: &str,
+    ) -> Result<VdiskInfo, WireError> {
+        self.call(
+            method::CREATE_VDISK,
+            &CreateVdisk { name: name.into(), size_bytes, vpool: vpool.into() },
+        )
     }
 
     pub fn try_delete(&self, name: &str) -> Result<(), WireError> {
         self.call(method::DELETE_VDISK, &VdiskName { name: name.into() })
     }
 
-    pub fn try_resize(&self, name: &str, size_bytes: u64, force: bool) -> Result<VdiskInfo, WireError> {
+    pub fn try_resize(
+        &self,
+        name: &str,
+        size_bytes: u64,
+        force: bool,
+    ) -> Result<VdiskInfo, WireError> {
         self.call(method::RESIZE_VDISK, &ResizeVdisk { name: name.into(), size_bytes, force })
     }
 

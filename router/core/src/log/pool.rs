@@ -389,7 +389,10 @@ impl Log {
     }
 
     fn make_room(&mut self, len: u64, batch: &mut Batch) -> Result<(), NoRoom> {
-        assert!(len + 4 * SYNC_ALIGN + self.list_len() <= self.segment_size, "segments are too small");
+        assert!(
+            len + 4 * SYNC_ALIGN + self.list_len() <= self.segment_size,
+            "segments are too small"
+        );
         if self.fits(len) {
             return Ok(());
         }

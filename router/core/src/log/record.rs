@@ -188,14 +188,9 @@ impl Record {
             out.extend_from_slice(&value.to_le_bytes());
         }
         out.extend_from_slice(&self.vdisk.0.to_le_bytes());
-        for value in [
-            self.epoch.0,
-            self.lsn.0,
-            self.generation.0,
-            self.seq.0,
-            self.cluster.0,
-            self.count,
-        ] {
+        for value in
+            [self.epoch.0, self.lsn.0, self.generation.0, self.seq.0, self.cluster.0, self.count]
+        {
             out.extend_from_slice(&value.to_le_bytes());
         }
         out.extend_from_slice(&[0; 4]);

@@ -106,7 +106,11 @@ impl Scanner {
             }
             let resumed = self.resync(bytes, lap, at);
             let to = resumed.map_or(end, |offset| base + offset as u64);
-            spots.push(Spot::Bad { from: previous_end.unwrap_or(base + at as u64), to, record: None });
+            spots.push(Spot::Bad {
+                from: previous_end.unwrap_or(base + at as u64),
+                to,
+                record: None,
+            });
             let Some(offset) = resumed else { break };
             at = offset;
             previous_end = None;
@@ -157,7 +161,11 @@ impl Scanner {
                     Spot::Good(found) => scan.records.push(found.clone()),
                     Spot::List { .. } => {}
                     Spot::Bad { from, to, record } if *from < self.synced => {
-                        scan.damages.push(Damage { from: *from, to: *to.min(&end), record: record.clone() });
+                        scan.damages.push(Damage {
+                            from: *from,
+                            to: *to.min(&end),
+                            record: record.clone(),
+                        });
                     }
                     Spot::Bad { from, .. } => {
                         // The torn end, or simply the end.
@@ -173,7 +181,11 @@ impl Scanner {
                 }
             }
             scan.end = end;
-            scan.segments.extend(known.map(|file| Reopened { lap: entry.lap, file: file.file, end }));
+            scan.segments.extend(known.map(|file| Reopened {
+                lap: entry.lap,
+                file: file.file,
+                end,
+            }));
         }
         scan
     }

@@ -114,12 +114,16 @@ impl Backend {
     pub fn payload(&self, vdisk: VdiskId, number: model::ScoNumber) -> Bytes {
         let objects = &self.namespaces[&vdisk].objects;
         let found = objects.iter().find(|(object, _)| object.number == number);
-        found.expect("a mapped SCO exists, and its number is unique among committed ones").1.0.clone()
+        found
+            .expect("a mapped SCO exists, and its number is unique among committed ones")
+            .1
+            .0
+            .clone()
     }
 }
 
 fn tlog((payload, meta): &(Bytes, Bytes)) -> Tlog {
     let meta = Meta::decode(meta.clone()).unwrap();
     let start = meta.tlog_offset as usize;
-    Tlog::decode(payload.slice(start..start + meta.tlog_len as usize)).unwrap()
+    Tlog::decode(&payload.slice(start..start + meta.tlog_len as usize)).unwrap()
 }

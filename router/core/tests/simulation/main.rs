@@ -4,6 +4,13 @@
 //! Invariant: whatever happens, a recovered vDisk is a prefix of its accepted order that holds everything flushed (L2), its
 //! page map is what the TLogs alone say (L6), and its applied sequences are those of the prefix (P3) — or it says that
 //! something is missing (L7), and only after rot.
+#![expect(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::fn_params_excessive_bools,
+    clippy::too_many_arguments,
+    reason = "a test that is wrong about its own small numbers fails, as it should"
+)]
 
 mod backend;
 mod router;
@@ -35,7 +42,8 @@ fn live(seed: u64, rot: Chance) -> u64 {
             94..=95 => router.check(),
             96 => router.detach(&mut random),
             _ => {
-                let crash = if random.happens(Chance::percent(50)) { Crash::Kill } else { Crash::Power };
+                let crash =
+                    if random.happens(Chance::percent(50)) { Crash::Kill } else { Crash::Power };
                 let rotten = random.happens(rot);
                 trace.note(now, format_args!("{crash:?}, rot {rotten}, {:?}", router.positions()));
                 if !router.crash(crash, rotten, &mut random) {

@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
-use model::{AttachmentGeneration, Cluster, ClusterRange, Epoch, Lap, LogId, Lsn, ObjectId, RequestSeq, VdiskId};
+use model::{
+    AttachmentGeneration, Cluster, ClusterRange, Epoch, Lap, LogId, Lsn, ObjectId, RequestSeq,
+    VdiskId,
+};
 use router_core::applied::{AppliedMap, AppliedSet};
 use router_core::log::pool::{Batch, OpenLog, SyncJob};
 use router_core::log::record::Op;
@@ -52,10 +55,15 @@ impl History {
             match change {
                 Change::Write { cluster, data, checksums } => {
                     for at in 0..checksums.len() {
-                        image.insert(cluster.0 + at as u64, data.slice(at * CLUSTER..(at + 1) * CLUSTER));
+                        image.insert(
+                            cluster.0 + at as u64,
+                            data.slice(at * CLUSTER..(at + 1) * CLUSTER),
+                        );
                     }
                 }
-                Change::Unmap { range, .. } => image.retain(|cluster, _| !range.contains(Cluster(*cluster))),
+                Change::Unmap { range, .. } => {
+                    image.retain(|cluster, _| !range.contains(Cluster(*cluster)));
+                }
             }
         }
         image
@@ -194,9 +202,11 @@ impl Router {
     pub fn unmap(&mut self, random: &mut Random) {
         let index = random.index(self.vdisks.len());
         let start = random.below(CLUSTERS);
-        let count = if random.happens(Chance::percent(20)) { 1 << 32 } else { random.between(1..=12) };
+        let count =
+            if random.happens(Chance::percent(20)) { 1 << 32 } else { random.between(1..=12) };
         let range = ClusterRange::new(Cluster(start), count).unwrap();
-        let kind = if random.happens(Chance::percent(50)) { UnmapKind::Trim } else { UnmapKind::Zero };
+        let kind =
+            if random.happens(Chance::percent(50)) { UnmapKind::Trim } else { UnmapKind::Zero };
         let mut changes = vec![Change::Unmap { range, kind }];
         if random.happens(Chance::percent(50)) {
             changes.insert(0, Self::some_write(random));
@@ -327,7 +337,10 @@ impl Router {
                     }
                 }
                 Some(Answer::Fenced(object)) => {
-                    assert!(object.epoch < self.vdisks[index_of(object.vdisk)].epoch, "only the dead are fenced");
+                    assert!(
+                        object.epoch < self.vdisks[index_of(object.vdisk)].epoch,
+                        "only the dead are fenced"
+                    );
                 }
                 None => {}
             }
@@ -373,15 +386,28 @@ impl Router {
                         let payload = self.backend.payload(vdisk.core.vdisk(), location.number());
                         let (offset, len) = frame_range(location);
                         let bytes = payload.slice(offset as usize..offset as usize + len as usize);
-                        Frame::verify(location, bytes).unwrap().cluster(location, cluster).unwrap().0
+                        Frame::verify(location, bytes)
+                            .unwrap()
+                            .cluster(location, cluster)
+                            .unwrap()
+                            .0
                     }),
                 };
-                assert_eq!(seen.as_ref(), expected.get(&cluster.0), "{cluster:?} of {}", vdisk.core.vdisk());
+                assert_eq!(
+                    seen.as_ref(),
+                    expected.get(&cluster.0),
+                    "{cluster:?} of {}",
+                    vdisk.core.vdisk()
+                );
             }
             let applied = vdisk.history.applied(vdisk.core.last_lsn());
             for seq in 1..=vdisk.history.next_seq + 1 {
                 let key = (vdisk.history.generation, RequestSeq(seq));
-                assert_eq!(vdisk.core.applied().contains(key.0, key.1), applied.contains(&key), "P3: {key:?}");
+                assert_eq!(
+                    vdisk.core.applied().contains(key.0, key.1),
+                    applied.contains(&key),
+                    "P3: {key:?}"
+                );
             }
         }
     }
@@ -528,7 +554,10 @@ impl Router {
         assert!(promised <= last, "{crash:?}: {promised} was promised, {last} is there");
         let mut history = std::mem::take(&mut old.history);
         assert!(last.0 <= history.changes.len() as u64, "nothing is made up");
-        let synced_lsn = scan.records.iter().filter(|f| f.record.vdisk == vdisk && f.record.end() <= scan.synced);
+        let synced_lsn = scan
+            .records
+            .iter()
+            .filter(|f| f.record.vdisk == vdisk && f.record.end() <= scan.synced);
         let synced_lsn = synced_lsn.map(|found| found.record.lsn).max().unwrap_or_default();
         assert!(synced_lsn <= last, "what is known to be synced is there, rot or not");
         history.changes.truncate(model::usize_of(last.0));
@@ -554,11 +583,14 @@ impl Router {
     fn replayed(&mut self, found: &router_core::log::Found) -> Replayed {
         let record = &found.record;
         let disk = &mut self.disks[found.file as usize];
-        let data = Bytes::from(disk.read(found.payload_offset, record.payload_len as usize).unwrap());
+        let data =
+            Bytes::from(disk.read(found.payload_offset, record.payload_len as usize).unwrap());
         assert!(record.payload_is_intact(&data));
         let range = ClusterRange::new(record.cluster, record.count).unwrap();
         let change = match record.op {
-            Op::Write => Change::Write { cluster: record.cluster, data, checksums: record.checksums.clone() },
+            Op::Write => {
+                Change::Write { cluster: record.cluster, data, checksums: record.checksums.clone() }
+            }
             Op::Trim => Change::Unmap { range, kind: UnmapKind::Trim },
             Op::Zero => Change::Unmap { range, kind: UnmapKind::Zero },
             Op::Start | Op::List => panic!("lists aren't replayed"),
@@ -585,7 +617,8 @@ impl Router {
             map.apply(&tlog);
         }
         assert_eq!(map, rebuilt);
-        let stored = if random.happens(Chance::percent(20)) { Default::default() } else { stored.clone() };
+        let stored =
+            if random.happens(Chance::percent(20)) { Default::default() } else { stored.clone() };
         (map, stored)
     }
 

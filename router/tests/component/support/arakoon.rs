@@ -6,10 +6,11 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use model::Revision;
 use runtime::rpc::{Request, Responder, Service};
-use wire::arakoon::{
-    Assertion, AssertionFailed, Committed, Direction, Entries, Get, Range, Transaction, Update, Values, code, method,
-};
 use wire::WireError;
+use wire::arakoon::{
+    Assertion, AssertionFailed, Committed, Direction, Entries, Get, Range, Transaction, Update,
+    Values, code, method,
+};
 
 use super::reply;
 
@@ -68,7 +69,9 @@ impl Store {
             match update {
                 Update::Set { key, value } => drop(self.map.insert(key, value)),
                 Update::Delete { key } => drop(self.map.remove(&key)),
-                Update::DeletePrefix { prefix } => self.map.retain(|key, _| !key.starts_with(&prefix)),
+                Update::DeletePrefix { prefix } => {
+                    self.map.retain(|key, _| !key.starts_with(&prefix));
+                }
                 Update::Add { .. } => panic!("not used here"),
             }
         }

@@ -5,8 +5,9 @@ use model::{AttachmentGeneration, ByteRange, EdgeId, RequestSeq, VdiskId};
 use router_core::plan;
 use runtime::rpc::{Call, CallError, Client, ClientOptions};
 use wire::router::{
-    Applied, Attach, AttachMode, Attached, BlockStatus, Detach, Durability, ExtentKind, Extents, Flush, Flushed, IO_MAX,
-    Read, ReadDone, ReplayComplete, SyncDone, Unmap, UnmapKind, VdiskName, Write, method,
+    Applied, Attach, AttachMode, Attached, BlockStatus, Detach, Durability, ExtentKind, Extents,
+    Flush, Flushed, IO_MAX, Read, ReadDone, ReplayComplete, SyncDone, Unmap, UnmapKind, VdiskName,
+    Write, method,
 };
 use wire::{Decode, Encode, ErrorClass, Role, WireError};
 
@@ -91,7 +92,12 @@ impl Disk {
         Ok(attached)
     }
 
-    fn call<Q: Encode, A: Decode>(&self, method: u16, body: &Q, payload: Bytes) -> Result<(A, Bytes), WireError> {
+    fn call<Q: Encode, A: Decode>(
+        &self,
+        method: u16,
+        body: &Q,
+        payload: Bytes,
+    ) -> Result<(A, Bytes), WireError> {
         self.runtime.block_on(async {
             match self.client.call(method, body, Call::with_payload(payload, WITHIN)).await {
                 Ok(answer) => Ok(answer),
@@ -122,7 +128,13 @@ impl Disk {
         self.call::<_, ()>(method::DETACH, &detach, Bytes::new()).unwrap();
     }
 
-    fn send(&self, seq: u64, offset: u64, data: &[u8], durability: Durability) -> Result<Applied, WireError> {
+    fn send(
+        &self,
+        seq: u64,
+        offset: u64,
+        data: &[u8],
+        durability: Durability,
+    ) -> Result<Applied, WireError> {
         let range = ByteRange::new(offset, data.len() as u64).unwrap();
         let write = Write {
             vdisk: self.vdisk,
@@ -164,7 +176,12 @@ impl Disk {
         self.model[at..at + data.len()].copy_from_slice(data);
     }
 
-    pub fn try_unmap(&mut self, offset: u64, len: u64, kind: UnmapKind) -> Result<Applied, WireError> {
+    pub fn try_unmap(
+        &mut self,
+        offset: u64,
+        len: u64,
+        kind: UnmapKind,
+    ) -> Result<Applied, WireError> {
         self.seq += 1;
         let unmap = Unmap {
             vdisk: self.vdisk,
@@ -233,7 +250,8 @@ impl Disk {
             0..=5 => {
                 let seed = random.u8(1..=255);
                 let data: Vec<u8> = (0..len).map(|at| seed.wrapping_add((at / 64) as u8)).collect();
-                let durability = if random.u8(0..8) == 0 { Durability::Durable } else { Durability::Normal };
+                let durability =
+                    if random.u8(0..8) == 0 { Durability::Durable } else { Durability::Normal };
                 self.write(offset as u64, &data, durability);
             }
             6 | 7 => {

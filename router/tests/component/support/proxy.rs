@@ -10,8 +10,8 @@ use model::{Epoch, NamespaceId, ObjectId, VdiskId};
 use runtime::rpc::{Request, Responder, Service};
 use wire::WireError;
 use wire::proxy::{
-    CreateNamespace, DeleteNamespace, FillHoles, Head, Health, ListObjects, ObjectInfo, Objects, PutDone, PutObject,
-    RaiseEpoch, ReadDone, ReadHead, ReadObject, code, method,
+    CreateNamespace, DeleteNamespace, FillHoles, Head, Health, ListObjects, ObjectInfo, Objects,
+    PutDone, PutObject, RaiseEpoch, ReadDone, ReadHead, ReadObject, code, method,
 };
 
 use super::reply;
@@ -94,12 +94,15 @@ impl FakeProxy {
         loop {
             let Namespace { epoch, head, objects, waiting } = namespace;
             let ready = waiting.iter().position(|(put, _, _)| {
-                put.epoch < *epoch || put.expected_head == *head || objects.contains_key(&put.object)
+                put.epoch < *epoch
+                    || put.expected_head == *head
+                    || objects.contains_key(&put.object)
             });
             let Some(ready) = ready else { return };
             let (put, payload, responder) = waiting.remove(ready);
             if put.epoch < *epoch {
-                responder.fail(WireError::refuse(code::FENCED, format!("epoch {epoch} is recorded")));
+                responder
+                    .fail(WireError::refuse(code::FENCED, format!("epoch {epoch} is recorded")));
                 continue;
             }
             match objects.get(&put.object) {
@@ -121,7 +124,8 @@ impl FakeProxy {
     fn read(&self, read: &ReadObject, responder: Responder) {
         let parts = self.with(read.namespace, |namespace| {
             let object = namespace.objects.get(&read.object);
-            let object = object.ok_or_else(|| WireError::refuse(code::NO_OBJECT, "no such object"))?;
+            let object =
+                object.ok_or_else(|| WireError::refuse(code::NO_OBJECT, "no such object"))?;
             assert!(read.ranges.len() <= wire::proxy::RANGES_MAX);
             let part = |(offset, len): &(u64, u32)| {
                 object.payload.slice(*offset as usize..*offset as usize + *len as usize)
@@ -139,7 +143,10 @@ impl FakeProxy {
 
     fn list(&self, list: &ListObjects) -> Result<Objects, WireError> {
         self.with(list.namespace, |namespace| {
-            let after = namespace.objects.iter().filter(|(object, _)| list.after.is_none_or(|a| a < **object));
+            let after = namespace
+                .objects
+                .iter()
+                .filter(|(object, _)| list.after.is_none_or(|a| a < **object));
             let mut objects: Vec<ObjectInfo> = after
                 .take(list.limit as usize + 1)
                 .map(|(object, stored)| ObjectInfo {
@@ -182,7 +189,10 @@ impl FakeProxy {
                     responder,
                     self.with(raise.namespace, |namespace| {
                         if raise.epoch < namespace.epoch {
-                            return Err(WireError::refuse(code::FENCED, "a higher epoch is recorded"));
+                            return Err(WireError::refuse(
+                                code::FENCED,
+                                "a higher epoch is recorded",
+                            ));
                         }
                         namespace.epoch = raise.epoch;
                         Ok(())
@@ -200,7 +210,9 @@ impl FakeProxy {
                     }),
                 );
             }
-            method::PUT_OBJECT => self.put(request.decode().unwrap(), request.payload.clone(), responder),
+            method::PUT_OBJECT => {
+                self.put(request.decode().unwrap(), request.payload.clone(), responder);
+            }
             method::READ_OBJECT => self.read(&request.decode().unwrap(), responder),
             method::LIST_OBJECTS => reply(responder, self.list(&request.decode().unwrap())),
             method::FILL_HOLES => {
