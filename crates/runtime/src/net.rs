@@ -23,9 +23,10 @@ pub enum NetError {
     Listen { endpoint: Endpoint, cause: io::Error },
     #[error("{0} wants TLS, but this process has no [tls] section in its configuration")]
     NoTls(Endpoint),
-    #[error("can't connect to {endpoint}: {cause}")]
+    /// The caller names the endpoint.
+    #[error("{cause}")]
     Connect { endpoint: Endpoint, cause: io::Error },
-    #[error("TLS with {endpoint} failed: {cause}")]
+    #[error("TLS failed: {cause}")]
     Tls { endpoint: Endpoint, cause: io::Error },
 }
 

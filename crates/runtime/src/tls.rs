@@ -21,7 +21,7 @@ pub enum TlsError {
         "can't read {path}: {problem}; it must be a PEM file made by `holdfast up` or `holdfast cluster init`"
     )]
     File { path: PathBuf, problem: String },
-    #[error("certificate {path} is for role {found}, this process is a {wanted}")]
+    #[error("certificate {path} is for role {found}, not for role {wanted} of this process")]
     Role { path: PathBuf, found: String, wanted: Role },
     #[error("certificate {path} can't be used: {problem}")]
     Unusable { path: PathBuf, problem: String },

@@ -93,8 +93,12 @@ impl FrameReader {
     async fn fill(&mut self, want: usize) -> Result<(), ConnectionError> {
         while self.buffer.len() < want {
             self.buffer.reserve((want - self.buffer.len()).max(READ_CHUNK));
-            if self.io.read_buf(&mut self.buffer).await? == 0 {
-                return Err(ConnectionError::Closed);
+            match self.io.read_buf(&mut self.buffer).await {
+                Ok(0) => return Err(ConnectionError::Closed),
+                Ok(_) => {}
+                // A TLS peer that just went away. Frames are self-delimiting, so a cut can't be mistaken for an end.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(ConnectionError::Closed),
+                Err(error) => return Err(error.into()),
             }
         }
         Ok(())
