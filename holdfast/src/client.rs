@@ -51,6 +51,13 @@ impl Admin {
     }
 }
 
+/// arakoon doesn't answer: says so with the remedy.
+pub fn arakoon_failure(error: impl std::fmt::Display) -> Failure {
+    Failure::unreachable(format!(
+        "{error}; `holdfast status` shows which processes run, `holdfast up` starts them"
+    ))
+}
+
 /// Why a process has no status.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum NoStatus {

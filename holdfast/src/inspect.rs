@@ -1,6 +1,6 @@
 //! Looking, without touching: `status`, `backend show`, `asd list`, `kv`.
 
-use crate::client::{Admin, call};
+use crate::client::{Admin, arakoon_failure, call};
 use crate::cluster::Cluster;
 use crate::failure::Failure;
 use crate::output::{Format, print, print_json};
@@ -162,7 +162,7 @@ pub async fn kv(command: KvCommand, cluster: &Cluster) -> Result<(), Failure> {
     let arakoon = Admin::new(cluster)?.arakoon(cluster, ARAKOON_LIMIT);
     match command {
         KvCommand::Get { key, format } => {
-            let value = arakoon.get(&key).await.map_err(Failure::unreachable)?;
+            let value = arakoon.get(&key).await.map_err(arakoon_failure)?;
             let value =
                 value.ok_or_else(|| Failure::not_found(format!("arakoon has no key {key}")))?;
             if format.json {
@@ -172,10 +172,8 @@ pub async fn kv(command: KvCommand, cluster: &Cluster) -> Result<(), Failure> {
         }
         KvCommand::Range { prefix, limit, format } => {
             let end = wire::arakoon::prefix_end(prefix.as_bytes());
-            let entries = arakoon
-                .range(&prefix, end.as_deref(), limit)
-                .await
-                .map_err(Failure::unreachable)?;
+            let entries =
+                arakoon.range(&prefix, end.as_deref(), limit).await.map_err(arakoon_failure)?;
             if format.json {
                 let entry = |(key, value): &(bytes::Bytes, bytes::Bytes)| json!({"key": key.escape_ascii().to_string(), "value": value.escape_ascii().to_string()});
                 return print_json(&entries.iter().map(entry).collect::<Vec<_>>());

@@ -3,7 +3,7 @@
 //! Any router is asked first; one that isn't the owner says who is, and that one is asked next. A router that is
 //! recovering is asked again until the deadline, so a command right after a restart just takes a moment longer.
 
-use crate::client::{Admin, call};
+use crate::client::{Admin, arakoon_failure, call};
 use crate::cluster::Cluster;
 use crate::failure::Failure;
 use crate::output::{Format, print, print_json};
@@ -248,7 +248,7 @@ impl Routers<'_> {
         let arakoon = self.admin.arakoon(self.cluster, LIMIT);
         let (vdisks, routers) =
             tokio::join!(vdisks(self.admin, self.cluster), arakoon.prefix(key::ROUTERS));
-        let routers = routers.map_err(Failure::unreachable)?;
+        let routers = routers.map_err(arakoon_failure)?;
         let routers =
             routers.into_iter().filter_map(|(_, value)| RouterRecord::from_record(value).ok());
         Ok((vdisks?, routers.map(|record| (record.router.0, record.name)).collect()))

@@ -1,11 +1,11 @@
 //! A report for people: aligned tables, colour only on a terminal, the same layout for `status` and the live view of `up`.
 
 use super::report::{BackendReport, Health, ProcessReport, Report};
+use crate::role::ProcessRole;
 use crate::table::{Cell, Paint, Table, Tone};
 use model::ByteSize;
-use serde_json::Value;
 
-/// The whole report. `now_unix_ms` makes ages out of start times.
+/// The whole report.
 #[must_use]
 pub fn report(report: &Report, paint: Paint) -> String {
     let mut out = backend(&report.backend, paint);
@@ -54,7 +54,7 @@ fn processes(processes: &[ProcessReport], paint: Paint) -> String {
             Cell::plain(pid),
             Cell::plain(process.since.as_deref().unwrap_or("-")),
             Cell::plain(process.address.as_str()),
-            Cell::toned(note(&process.details), Tone::Quiet),
+            Cell::toned(note(process), Tone::Quiet),
         ]);
     }
     table.render(paint)
@@ -63,19 +63,36 @@ fn processes(processes: &[ProcessReport], paint: Paint) -> String {
 fn state_tone(process: &ProcessReport) -> Tone {
     match process.state.as_str() {
         _ if !process.answers() => Tone::Bad,
-        "running" | "leader" | "follower" => Tone::Good,
+        "running" => Tone::Good,
         _ => Tone::Warn,
     }
 }
 
 /// The one fact of a process that a person looks for.
-fn note(details: &Value) -> String {
-    if let Some(role) = details["raft_role"].as_str().or_else(|| details["raft_state"].as_str()) {
-        return role.to_owned();
-    }
-    match (details["used_bytes"].as_u64(), details["capacity_bytes"].as_u64()) {
-        (Some(used), Some(capacity)) => format!("{} of {}", ByteSize(used), ByteSize(capacity)),
-        _ => String::new(),
+fn note(process: &ProcessReport) -> String {
+    let details = &process.details;
+    let bytes = |key: &str| details[key].as_u64().map(ByteSize);
+    match process.role {
+        ProcessRole::Arakoon if details["leader"].as_str() == Some(process.id.as_str()) => {
+            "leader".to_owned()
+        }
+        ProcessRole::Arakoon | ProcessRole::AlbaProxy => String::new(),
+        ProcessRole::Asd => match (bytes("used_bytes"), bytes("capacity_bytes")) {
+            (Some(used), Some(capacity)) => format!("{used} of {capacity}"),
+            _ => String::new(),
+        },
+        ProcessRole::Router => match bytes("pending_bytes") {
+            Some(ByteSize(0)) | None => String::new(),
+            Some(pending) => format!("{pending} not in the backend yet"),
+        },
+        ProcessRole::Edge => {
+            let exports = details["exports"].as_array().into_iter().flatten();
+            match exports.filter_map(|export| export["connections"].as_u64()).sum::<u64>() {
+                0 => String::new(),
+                1 => "1 connection".to_owned(),
+                count => format!("{count} connections"),
+            }
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! A cluster that has run before may start with some of its parts missing, as it may run so; a new one needs them all.
 
-use crate::client::{Admin, call, status_of};
+use crate::client::{Admin, arakoon_failure, call, status_of};
 use crate::cluster::{Cluster, Member};
 use crate::failure::Failure;
 use crate::probe::{ProbeError, nbd_uri, probe};
@@ -339,11 +339,8 @@ fn io_failure(cluster: &Cluster, error: &ProbeError) -> Failure {
 /// # Errors
 /// When arakoon can't be reached, or a record can't be read.
 pub async fn vdisks(admin: &Admin, cluster: &Cluster) -> Result<Vec<VdiskRecord>, Failure> {
-    let entries = admin
-        .arakoon(cluster, ARAKOON_LIMIT)
-        .prefix(key::VDISKS)
-        .await
-        .map_err(Failure::unreachable)?;
+    let entries =
+        admin.arakoon(cluster, ARAKOON_LIMIT).prefix(key::VDISKS).await.map_err(arakoon_failure)?;
     let mut vdisks = Vec::new();
     for (key, value) in entries {
         let record = VdiskRecord::from_record(value).map_err(|error| {

@@ -3,6 +3,7 @@
 //! Written once and then left alone, except that each start refreshes where the OSDs are and how large. Every change
 //! asserts what was read, so two writers can't undo each other. [`changes`] decides, [`write()`] acts.
 
+use crate::client::arakoon_failure;
 use crate::cluster::{Cluster, Compression, Encryption};
 use crate::failure::Failure;
 use crate::up::files::BACKEND;
@@ -121,7 +122,7 @@ pub async fn write(
     let mut keys: Vec<Bytes> = constants(cluster).into_iter().map(|(key, _)| key).collect();
     keys.extend(found.iter().map(|osd| key::osd(osd.osd)));
     for _ in 0..ATTEMPTS {
-        let values = arakoon.multi_get(keys.clone()).await.map_err(Failure::unreachable)?;
+        let values = arakoon.multi_get(keys.clone()).await.map_err(arakoon_failure)?;
         let read = |key: &Bytes| {
             keys.iter()
                 .position(|candidate| candidate == key)

@@ -4,6 +4,7 @@
 //! there are only event lines. `ready` lines go to standard output, alone, so that scripts can wait for them.
 
 use indicatif::{ProgressBar, ProgressStyle};
+use std::cell::RefCell;
 use std::io::{IsTerminal, Write};
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ const SPIN: Duration = Duration::from_millis(120);
 pub struct Screen {
     bar: ProgressBar,
     terminal: bool,
+    shown: RefCell<String>,
 }
 
 impl Screen {
@@ -20,7 +22,7 @@ impl Screen {
         // Draws on standard error, and nothing at all when that is no terminal.
         let bar = ProgressBar::new_spinner();
         bar.enable_steady_tick(SPIN);
-        Self { bar, terminal: std::io::stderr().is_terminal() }
+        Self { bar, terminal: std::io::stderr().is_terminal(), shown: RefCell::default() }
     }
 
     #[must_use]
@@ -54,8 +56,12 @@ impl Screen {
         self.bar.set_style(ProgressStyle::with_template("{msg}").expect("a constant template"));
     }
 
+    /// Drawn again only when it differs: a cluster at rest is a screen at rest.
     pub fn picture(&self, text: &str) {
-        self.bar.set_message(text.trim_end().to_owned());
+        if *self.shown.borrow() != text {
+            text.clone_into(&mut self.shown.borrow_mut());
+            self.bar.set_message(text.trim_end().to_owned());
+        }
     }
 
     /// Takes spinner or picture away, leaving what scrolled by.

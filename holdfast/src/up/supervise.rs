@@ -215,8 +215,8 @@ impl Supervisor {
                 let pid = running.pid;
                 slot.state = ProcessState::Running { pid };
                 slot.running = Some(running);
-                if again {
-                    self.say(format!("{id} is running again (pid {pid})"));
+                if again && is_news(slot.failures) {
+                    self.say(format!("{id} is started again (pid {pid})"));
                 }
             }
             Err(error) => self.on_end(
@@ -257,7 +257,11 @@ impl Supervisor {
             Restart::Always => {
                 let delay = runtime::random::jitter(backoff(slot.failures));
                 let until = Instant::now() + delay;
-                slot.state = ProcessState::Waiting { until, failures: slot.failures, why };
+                let failures = slot.failures;
+                slot.state = ProcessState::Waiting { until, failures, why };
+                if !is_news(failures) {
+                    return;
+                }
                 self.say(format!(
                     "{who} {text}; starting it again in {:.1} s",
                     delay.as_secs_f64()
@@ -328,6 +332,11 @@ async fn sleep_until(wake: Option<Instant>) {
     }
 }
 
+/// A process that keeps ending is told of ever more seldom; its state shows it all the time.
+const fn is_news(failures: u32) -> bool {
+    failures <= 4 || failures.is_power_of_two()
+}
+
 /// Before the restart that follows so many ends in a row.
 fn backoff(failures: u32) -> Duration {
     let doublings = failures.saturating_sub(1).min(16);
@@ -342,6 +351,7 @@ mod tests {
     fn back_off_doubles_up_to_its_bound() {
         let millis: Vec<u128> =
             [1, 2, 3, 5, 6, 7, u32::MAX].map(|failures| backoff(failures).as_millis()).into();
+        assert!(is_news(1) && is_news(8) && !is_news(9));
         assert_eq!(millis, [200, 400, 800, 3200, 5000, 5000, 5000]);
     }
 }
