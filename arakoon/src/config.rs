@@ -23,7 +23,7 @@ listen = "127.0.0.1:7101"
 # Log entries after which the log is compacted.
 # snapshot_after_entries = 20000
 
-# All nodes, this one included: 1, 3 or 5. An id is never used again for a node that lost its disk.
+# All nodes, this one included: 1, 3 or 5, the same list on each. A new cluster begins when all of them are there.
 [[arakoon.nodes]]
 id = 1
 name = "arakoon-1"

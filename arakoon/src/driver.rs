@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use wire::WireError;
-use wire::arakoon::{Get, RaftMessage, Range, Transaction, code};
+use wire::arakoon::{Get, JoinAnswer, JoinAsk, RaftMessage, Range, Transaction, code};
 
 /// The unit of Raft's clock.
 pub const TICK: Duration = Duration::from_millis(100);
@@ -56,6 +56,12 @@ pub enum Input {
     /// A peer fetches the snapshot that was made for it.
     SnapshotProgress(u64),
     Staged(Staged),
+    /// A peer that began with an empty directory.
+    Join(JoinAsk, Responder),
+    /// No node of the cluster has a past: it begins now.
+    Bootstrap,
+    /// The last entry of this node, for who asks peers to take it back; `None` when it votes already.
+    Joining(oneshot::Sender<Option<u64>>),
     Stop,
 }
 
@@ -222,10 +228,35 @@ impl Driver {
             Input::SnapshotFailed(peer) => self.replica.snapshot_failed(peer),
             Input::SnapshotProgress(peer) => self.replica.snapshot_progress(peer),
             Input::Staged(staged) => self.stage(staged)?,
+            Input::Join(ask, responder) => {
+                self.replica.peer_began_anew(ask.node, ask.last);
+                let has_history = self.replica.status().has_history;
+                responder.reply(&JoinAnswer { has_history }, Bytes::new());
+            }
+            Input::Bootstrap => {
+                // What was heard from a leader meanwhile goes first.
+                if !self.replica.status().has_history {
+                    self.begin_voting("the cluster begins")?;
+                }
+            }
+            Input::Joining(answer) => {
+                let status = self.replica.status();
+                // Its asker ends with the node.
+                let _ = answer.send((!status.voting).then_some(status.last));
+            }
             Input::Stop => {
                 let patience = if self.replica.hand_over() { HANDOVER } else { Duration::ZERO };
                 self.stopping = Some(boot_now().plus(patience));
             }
+        }
+        Ok(())
+    }
+
+    fn begin_voting(&mut self, why: &'static str) -> Result<(), StoreError> {
+        if !self.replica.status().voting {
+            self.replica.store_mut().end_joining()?;
+            self.replica.begin_voting();
+            tracing::info!(why, "this node votes from now on");
         }
         Ok(())
     }
@@ -265,6 +296,7 @@ impl Driver {
         });
         let state = match (status.leader, &self.catchup) {
             (_, Some(_)) => "catching up",
+            (Some(_), None) if !status.voting => "joining",
             (Some(_), None) => "running",
             (None, None) => "no leader",
         };
@@ -355,14 +387,15 @@ impl Driver {
                     let leader = leader.map_or_else(|| "nobody".to_owned(), |(name, _)| name);
                     tracing::info!(leader, term, "leadership changed");
                 }
+                Output::CaughtUp => self.begin_voting("it has caught up")?,
                 Output::Restored { index } => tracing::info!(index, "restored from a snapshot"),
                 Output::LostLog { peer, expected, last } => {
                     tracing::error!(
                         peer,
                         expected,
                         last,
-                        "a leader counts on log entries that this node doesn't have: its data directory was replaced. \
-                         Stop it, and add it anew under an id never used before"
+                        "a leader counts on log entries that this node doesn't have: its data directory was exchanged. \
+                         Stop it, remove the directory and start it again"
                     );
                 }
             }

@@ -8,6 +8,7 @@
 //! | `server` | wire requests ⇄ inputs and answers |
 //! | `links` | messages to the other nodes |
 //! | `catchup` | fetches a snapshot from the leader |
+//! | `join` | how a node with an empty directory comes to vote |
 //! | [`store`] | Raft's log and the rows in one RocksDB, and the witness of what was synced |
 //! | `raft_log` | raft's own log lines into ours |
 //!
@@ -16,6 +17,7 @@
 mod catchup;
 pub mod config;
 mod driver;
+mod join;
 mod links;
 pub mod node;
 mod raft_log;

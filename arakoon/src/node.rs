@@ -2,6 +2,7 @@
 
 use crate::config::Config;
 use crate::driver::{self, Driver, Input, Inputs, Parts, Refused};
+use crate::join::join;
 use crate::links::Links;
 use crate::raft_log;
 use crate::server::Server;
@@ -51,10 +52,12 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
     let listener = Listener::bind(&config.listen, &identity).await?;
     let store = open_store(&config).await?;
     let pages = store.pages();
+    let joining = store.is_joining()?;
     let replica_config = ReplicaConfig {
         id: config.id,
         seed: runtime::random::u64(),
         compact_after: config.snapshot_after_entries,
+        voting: !joining,
     };
     let replica = Replica::open(&replica_config, store, &raft_log::logger())?;
     let (inputs, taken) = driver::channel();
@@ -79,6 +82,9 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
         .map_err(RunError::Spawn)?;
     tracing::info!(name = config.name, listen = %listener.local_endpoint(), "arakoon node started");
     let peers = clients.keys().copied().collect();
+    if joining {
+        tasks.spawn(join(config.id, clients, inputs.clone()));
+    }
     let service = Arc::new(Server { inputs: inputs.clone(), pages, peers, id: config.id });
     let options =
         ServerOptions::allowing(&[Role::Arakoon, Role::AlbaProxy, Role::Router, Role::Admin]);

@@ -43,12 +43,16 @@ impl Service for Server {
             method::RANGE => self.ask(&request, request.decode().map(Query::Range), responder),
             method::WHO_MASTER => self.push(Input::WhoMaster(responder)),
             wire::common::method::STATUS => self.push(Input::Status(responder)),
-            method::RAFT | method::RAFT_SNAPSHOT if !from_peer => {
+            method::RAFT | method::RAFT_SNAPSHOT | method::JOIN if !from_peer => {
                 responder
                     .fail(WireError::refuse(common::FORBIDDEN, "only arakoon nodes may call this"));
             }
             method::RAFT => self.raft(&request, responder),
             method::RAFT_SNAPSHOT => self.snapshot(&request, responder),
+            method::JOIN => match request.decode() {
+                Ok(ask) => self.push(Input::Join(ask, responder)),
+                Err(error) => responder.fail(error),
+            },
             _ => responder.fail(request.unknown_method()),
         }
     }

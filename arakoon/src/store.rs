@@ -61,6 +61,20 @@ impl RocksStore {
         self.pages.clone()
     }
 
+    /// It began with an empty directory, and hasn't been told or found out yet that it may vote.
+    pub fn is_joining(&self) -> Result<bool, StoreError> {
+        meta::get::<meta::Joining>(&self.db, meta::JOINING).map(|record| record.is_some())
+    }
+
+    /// It votes from now on, also after a crash.
+    pub fn end_joining(&mut self) -> Result<(), StoreError> {
+        let mut batch = WriteBatch::default();
+        batch.delete_cf(&self.family("meta"), meta::JOINING);
+        let mut options = WriteOptions::default();
+        options.set_sync(true);
+        self.db.write_opt(batch, &options).map_err(io)
+    }
+
     /// Called every tick: what was synced becomes durable in the witness, too.
     pub fn settle(&mut self) {
         self.witness.settle();

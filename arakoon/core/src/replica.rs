@@ -46,6 +46,8 @@ const INFLIGHT_MESSAGES_MAX: usize = 64;
 const LOG_BYTES_MAX: u64 = 256 << 20;
 /// A lagging peer holds back compaction until the log is this many times its usual length.
 const LAG_FACTOR: u64 = 4;
+/// Ticks before a node without a past may vote: longer than any campaign in which its earlier life may have voted.
+const JOIN_TICKS: u32 = 5 * 10;
 
 #[derive(Debug, Clone)]
 pub struct ReplicaConfig {
@@ -54,6 +56,9 @@ pub struct ReplicaConfig {
     pub seed: u64,
     /// Applied entries after which the log is compacted.
     pub compact_after: u64,
+    /// `false` for a node that began with an empty disk and may have acknowledged things in an earlier life (P27): it
+    /// neither votes nor campaigns before [`Output::CaughtUp`] and [`Replica::begin_voting`].
+    pub voting: bool,
 }
 
 /// How a request ended.
@@ -87,6 +92,8 @@ pub enum Output {
     Restored {
         index: u64,
     },
+    /// This node has all that the cluster committed, and may vote once that is written down.
+    CaughtUp,
     /// A peer counts on log entries that this node doesn't have: its disk was replaced behind our back.
     LostLog {
         peer: u64,
@@ -106,6 +113,11 @@ pub struct ReplicaStatus {
     pub voters: Vec<u64>,
     pub log_entries: u64,
     pub sessions: usize,
+    /// Index of the last entry in the log.
+    pub last: u64,
+    pub voting: bool,
+    /// It has voted, or has a log.
+    pub has_history: bool,
 }
 
 /// See the module.
@@ -121,7 +133,16 @@ pub struct Replica<S: Store> {
     was_leader: bool,
     now: Now,
     compact_after: u64,
+    joining: Option<Joining>,
     outputs: Vec<Output>,
+}
+
+/// On the way to voting.
+#[derive(Debug, Default)]
+struct Joining {
+    ticks: u32,
+    /// What a leader had committed when we last took entries from it.
+    committed: Option<u64>,
 }
 
 impl<S: Store> Replica<S> {
@@ -160,11 +181,12 @@ impl<S: Store> Replica<S> {
             was_leader: false,
             now: Now::default(),
             compact_after: config.compact_after.max(2),
+            joining: (!config.voting).then(Joining::default),
             outputs: Vec::new(),
         };
         replica.timeouts.hold(&mut replica.raw);
         // Alone there is nobody to wait for.
-        if replica.raw.raft.prs().is_singleton() {
+        if config.voting && replica.raw.raft.prs().is_singleton() {
             replica.raw.campaign().map_err(raft_failed)?;
             replica.timeouts.hold(&mut replica.raw);
         }
@@ -174,8 +196,14 @@ impl<S: Store> Replica<S> {
     /// One tick of the election clock, and what time it is.
     pub fn tick(&mut self, now: Now) {
         self.now = now;
-        self.raw.tick();
-        self.timeouts.ticked(&mut self.raw);
+        match &mut self.joining {
+            // A follower's clock only leads to campaigns.
+            Some(joining) => joining.ticks += 1,
+            None => {
+                self.raw.tick();
+                self.timeouts.ticked(&mut self.raw);
+            }
+        }
         for ticket in self.proposals.expire(now).into_iter().chain(self.reads.expire(now)) {
             self.outputs.push(Output::Answer(ticket, Answer::Unknown));
         }
@@ -228,8 +256,14 @@ impl<S: Store> Replica<S> {
     /// When it isn't one that peers send.
     pub fn receive(&mut self, message: RaftMessage) -> Result<(), wire::DecodeError> {
         let message = convert::from_wire(message)?;
-        if self.lost_log(&message) {
+        if self.lost_log(&message) || self.asks_a_vote_in_vain(&message) {
             return Ok(());
+        }
+        if let Some(joining) = &mut self.joining
+            && message.get_msg_type() == MessageType::MsgAppend
+            && message.term >= self.raw.raft.term
+        {
+            joining.committed = Some(message.commit);
         }
         // Raft refuses messages of strangers and of other terms; there is nobody to tell.
         let _ = self.raw.step(message);
@@ -243,11 +277,55 @@ impl<S: Store> Replica<S> {
         let lost = message.get_msg_type() == MessageType::MsgHeartbeat
             && message.term >= self.raw.raft.term
             && message.commit > last;
-        if lost {
+        // A joining node has told its leader; the next heartbeats won't count on it.
+        if lost && self.joining.is_none() {
             let (peer, expected) = (message.from, message.commit);
             self.outputs.push(Output::LostLog { peer, expected, last });
         }
         lost
+    }
+
+    /// Before it has caught up, a node without a past gives no vote and takes no leadership.
+    fn asks_a_vote_in_vain(&self, message: &Message) -> bool {
+        let kind = message.get_msg_type();
+        let vote = kind == MessageType::MsgRequestVote
+            || kind == MessageType::MsgRequestPreVote
+            || kind == MessageType::MsgTimeoutNow;
+        vote && self.joining.is_some()
+    }
+
+    /// The peer began anew with `last` as its last entry: what it acknowledged beyond counts no more.
+    pub fn peer_began_anew(&mut self, peer: u64, last: u64) {
+        if self.raw.raft.state != StateRole::Leader || peer == self.raw.raft.id {
+            return;
+        }
+        let Some(progress) = self.raw.raft.mut_prs().get_mut(peer) else { return };
+        if progress.matched > last {
+            *progress = raft::Progress::new(1, INFLIGHT_MESSAGES_MAX);
+            // It has just been heard; raft sends snapshots only to who was.
+            progress.recent_active = true;
+            self.raw.raft.send_append(peer);
+        }
+    }
+
+    /// From now on this node votes; the caller has written that down.
+    pub fn begin_voting(&mut self) {
+        self.joining = None;
+        self.timeouts.hold(&mut self.raw);
+    }
+
+    /// Everything that was committed with the help of an earlier life of this node was committed before its leader took
+    /// note of the new one, and so lies below the commit index that came along with the entries we took since.
+    fn follow_joining(&mut self) {
+        let committed = self.raw.raft.raft_log.committed;
+        if let Some(joining) = &mut self.joining
+            && joining.ticks >= JOIN_TICKS
+            && joining.committed.is_some_and(|needed| needed > 0 && needed <= committed)
+        {
+            // Said once; asked again with the next entries if nobody acts on it.
+            joining.committed = None;
+            self.outputs.push(Output::CaughtUp);
+        }
     }
 
     /// A client's transaction.
@@ -304,6 +382,7 @@ impl<S: Store> Replica<S> {
             self.follow_leadership();
             self.answer_reads();
         }
+        self.follow_joining();
         self.compact()
     }
 
@@ -359,6 +438,9 @@ impl<S: Store> Replica<S> {
             voters,
             log_entries: (log.last_index() + 1).saturating_sub(log.first_index()),
             sessions: self.machine.session_count(),
+            last: log.last_index(),
+            voting: self.joining.is_none(),
+            has_history: self.raw.raft.term > 0 || log.last_index() > 0,
         }
     }
 

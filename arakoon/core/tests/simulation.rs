@@ -22,6 +22,7 @@ struct Outcomes {
     digest: u64,
     reads: u64,
     restored: u64,
+    wiped: u64,
     added: i64,
 }
 
@@ -58,6 +59,9 @@ struct Sim {
     size: u64,
     up: BTreeMap<u64, Replica<MemoryStore>>,
     down: BTreeMap<u64, MemoryStore>,
+    /// Nodes that lost their disk and don't vote yet.
+    joining: BTreeSet<u64>,
+    wiped: u64,
     lives: u64,
     network: Vec<RaftMessage>,
     cut: BTreeSet<(u64, u64)>,
@@ -87,6 +91,8 @@ impl Sim {
             size,
             up: BTreeMap::new(),
             down: (1..=size).map(|id| (id, MemoryStore::new(voters.clone()))).collect(),
+            joining: BTreeSet::new(),
+            wiped: 0,
             lives: 0,
             network: Vec::new(),
             cut: BTreeSet::new(),
@@ -111,7 +117,12 @@ impl Sim {
     fn start(&mut self, id: u64) {
         let Some(store) = self.down.remove(&id) else { return };
         self.lives += 1;
-        let config = ReplicaConfig { id, seed: self.seed ^ (self.lives << 32), compact_after: 40 };
+        let config = ReplicaConfig {
+            id,
+            seed: self.seed ^ (self.lives << 32),
+            compact_after: 40,
+            voting: !self.joining.contains(&id),
+        };
         let logger = slog::Logger::root(slog::Discard, slog::o!());
         self.up.insert(id, Replica::open(&config, store, &logger).unwrap());
     }
@@ -141,6 +152,7 @@ impl Sim {
                 self.start(id);
             }
         }
+        self.lose_a_disk();
         if self.rng.u32(..60) == 0 {
             let (a, b) = (self.rng.u64(1..=self.size), self.rng.u64(1..=self.size));
             self.cut.insert((a, b));
@@ -150,6 +162,34 @@ impl Sim {
         }
         if self.rng.u32(..80) == 0 {
             self.cut.clear();
+        }
+    }
+
+    /// One node at a time loses its disk, while all others are there: more is more than Raft can bear.
+    fn lose_a_disk(&mut self) {
+        let whole = self.joining.is_empty() && self.down.is_empty() && self.size > 1;
+        if !whole || self.rng.u32(..100) != 0 {
+            return;
+        }
+        let id = self.rng.u64(1..=self.size);
+        self.crash(id);
+        self.down.insert(id, MemoryStore::new((1..=self.size).collect()));
+        self.joining.insert(id);
+        self.wiped += 1;
+        self.note(&format!("wiped {id}"));
+    }
+
+    /// Nodes that lost their disk tell the others.
+    fn tell_of_joining(&mut self) {
+        for id in self.joining.clone() {
+            let Some(last) = self.up.get(&id).map(|replica| replica.status().last) else {
+                continue;
+            };
+            for (peer, replica) in &mut self.up {
+                if !self.cut.contains(&(id, *peer)) {
+                    replica.peer_began_anew(id, last);
+                }
+            }
         }
     }
 
@@ -254,6 +294,10 @@ impl Sim {
                         self.restored += 1;
                         self.note(&format!("{id} restored {index}"));
                     }
+                    Output::CaughtUp => {
+                        self.joining.remove(&id);
+                        self.up.get_mut(&id).unwrap().begin_voting();
+                    }
                     Output::LostLog { .. } => panic!("seed {}: a synced log was lost", self.seed),
                 }
             }
@@ -319,6 +363,7 @@ impl Sim {
             }
         }
         self.deliver(calm);
+        self.tell_of_joining();
         for replica in self.up.values_mut() {
             // Clocks run unevenly in a storm.
             if calm || self.rng.u32(..10) != 0 {
@@ -362,7 +407,13 @@ impl Sim {
         let leaders = self.up.values().filter(|replica| replica.status().is_leader).count();
         assert_eq!(leaders, 1, "seed {seed}");
         self.check_counts();
-        Outcomes { digest: self.digest, reads: self.reads, restored: self.restored, added: after }
+        Outcomes {
+            digest: self.digest,
+            reads: self.reads,
+            restored: self.restored,
+            wiped: self.wiped,
+            added: after,
+        }
     }
 
     /// Every node, caught up: each counter is what was acknowledged, plus at most the one that is under way.
@@ -408,15 +459,14 @@ fn seeds(from: u64, count: u64, size: u64) {
         total.reads += run.reads;
         total.added += run.added;
         total.restored += run.restored;
+        total.wiped += run.wiped;
     }
     // A storm that restores no snapshot tests less than it says.
-    assert!(
-        fixed.is_some() || size == 1 || total.restored > 0,
-        "no node was restored by a snapshot"
-    );
+    assert!(fixed.is_some() || size == 1 || total.restored > 0, "no snapshot was restored");
+    assert!(fixed.is_some() || size == 1 || total.wiped > 0, "no disk was lost");
     println!(
-        "{size} nodes: {} reads, {} additions, {} snapshots",
-        total.reads, total.added, total.restored
+        "{size} nodes: {} reads, {} additions, {} snapshots, {} disks lost",
+        total.reads, total.added, total.restored, total.wiped
     );
 }
 

@@ -23,6 +23,9 @@ pub const SEQUENCE: &str = "sequence";
 /// Raft ids of the cluster's nodes.
 pub const VOTERS: &str = "voters";
 
+/// Present while a node that began with an empty directory doesn't vote yet.
+pub const JOINING: &str = "joining";
+
 /// Version byte that must be 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct V1;
@@ -77,6 +80,10 @@ message! {
     pub struct Sequence {
         pub version: V1,
         pub number: u64,
+    }
+
+    pub struct Joining {
+        pub version: V1,
     }
 
     pub struct Voters {

@@ -35,12 +35,13 @@ pub enum OpenError {
     Store { path: PathBuf, cause: StoreError },
     #[error(
         "{path} lost writes that were acknowledged: it ends at synced write {found}, but {promised} was witnessed. \
-         This node must not vote any more: remove its data directory, and add it anew under an id never used before"
+         While the other nodes are well, remove this node's data directory and start it again: it catches up before \
+         it votes"
     )]
     LostWrites { path: PathBuf, found: u64, promised: u64 },
     #[error(
-        "{path} has no readable witness of what was synced, so lost writes can't be ruled out. Remove the data \
-         directory, and add the node anew under an id never used before"
+        "{path} has no readable witness of what was synced, so lost writes can't be ruled out. While the other nodes \
+         are well, remove this node's data directory and start it again: it catches up before it votes"
     )]
     NoWitness { path: PathBuf },
     #[error("{path} belongs to node {node} of cluster `{cluster}`")]
@@ -123,6 +124,9 @@ fn check_identity(dir: &Path, db: &Db, options: &OpenOptions) -> Result<(), Open
         meta::Identity { version: meta::V1, cluster: options.cluster.clone(), node: options.node };
     let mut batch = WriteBatch::default();
     meta::put(&mut batch, &family, meta::IDENTITY, &identity);
+    if configured.len() > 1 {
+        meta::put(&mut batch, &family, meta::JOINING, &meta::Joining { version: meta::V1 });
+    }
     meta::put(&mut batch, &family, meta::VOTERS, &meta::Voters::new(configured));
     let mut synced = WriteOptions::default();
     synced.set_sync(true);

@@ -131,6 +131,20 @@ impl Cluster {
         Ok(())
     }
 
+    pub fn remove_data(&self, name: &str) -> Result<()> {
+        Ok(std::fs::remove_dir_all(self.dir.path().join(name))?)
+    }
+
+    /// That node votes again.
+    pub async fn voting(&self, name: &str) -> Result<()> {
+        let deadline = Instant::now() + WITHIN;
+        while !self.log(name)?.contains("it has caught up") {
+            ensure!(Instant::now() < deadline, "{name} doesn't catch up");
+            sleep(Duration::from_millis(30)).await;
+        }
+        Ok(())
+    }
+
     /// SIGTERM to all; each must end well.
     pub fn stop_all(mut self) -> Result<()> {
         for child in self.running.values() {

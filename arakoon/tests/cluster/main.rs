@@ -181,6 +181,29 @@ async fn a_follower_left_far_behind_gets_a_snapshot() -> Result<()> {
 }
 
 #[tokio::test]
+async fn a_node_that_lost_its_disk_catches_up_and_then_votes() -> Result<()> {
+    let mut cluster = Cluster::start(3, 1000)?;
+    let client = cluster.client();
+    client.set("k", "1").await?;
+    for _ in 0..2 {
+        // Once a follower or the leader, whoever comes first; once whoever leads then.
+        let lost = cluster.leader().await?;
+        cluster.kill(&lost)?;
+        cluster.remove_data(&lost)?;
+        cluster.restart(&lost)?;
+        client.commit(Transaction::new().add("n", 1)).await?;
+        cluster.voting(&lost).await?;
+        cluster.all_caught_up().await?;
+    }
+    // Only the node that lost its disk last and one other are left: its vote is needed.
+    let leader = cluster.leader().await?;
+    cluster.kill(&leader)?;
+    client.commit(Transaction::new().add("n", 1)).await?;
+    ensure!(counter(client.get("n").await?) == 3 && client.get("k").await? == Some(bytes("1")));
+    Ok(())
+}
+
+#[tokio::test]
 async fn everything_acknowledged_survives_kills_of_all_nodes_at_random_moments() -> Result<()> {
     let seed = std::env::var("HOLDFAST_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(7);
     println!("seed {seed}");

@@ -17,6 +17,8 @@ pub mod method {
     pub const RAFT: u16 = 16;
     /// [`super::SnapshotAsk`] → [`super::SnapshotRows`], payload: the rows as `Vec<(Bytes, Bytes)>`; node to node only.
     pub const RAFT_SNAPSHOT: u16 = 17;
+    /// [`super::JoinAsk`] → [`super::JoinAnswer`]; node to node only.
+    pub const JOIN: u16 = 18;
 }
 
 pub mod code {
@@ -282,6 +284,19 @@ message! {
         pub number: u64,
         /// The last row of the page before; `None` for the first page.
         pub after: Option<Bytes>,
+    }
+
+    /// A node that began with an empty directory asks whether there is a cluster already. Who leads it forgets what an
+    /// earlier life of that node acknowledged.
+    pub struct JoinAsk {
+        pub node: u64,
+        /// The last entry that it has now.
+        pub last: u64,
+    }
+
+    pub struct JoinAnswer {
+        /// This node has voted or has a log: the asker must catch up before it votes.
+        pub has_history: bool,
     }
 
     pub struct SnapshotRows {
