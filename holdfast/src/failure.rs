@@ -58,14 +58,14 @@ impl Failure {
 
 /// A file operation that failed, with the file's name.
 pub fn io_failure(doing: &str, path: &std::path::Path, cause: &std::io::Error) -> Failure {
-    let remedy = match cause.kind() {
-        std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => {
-            "; choose a directory that you may write, with --dir"
-        }
-        std::io::ErrorKind::StorageFull => {
-            "; free some space or choose another directory with --dir"
-        }
-        _ => "",
+    use std::io::ErrorKind;
+    let kind = cause.kind();
+    let remedy = if matches!(kind, ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem) {
+        "; choose a directory that you may write, with --dir"
+    } else if kind == ErrorKind::StorageFull {
+        "; free some space or choose another directory with --dir"
+    } else {
+        ""
     };
     Failure::Failed(format!("can't {doing} {}: {cause}{remedy}", path.display()))
 }

@@ -395,7 +395,9 @@ fn line(key: &str, value: &Value) -> String {
         Value::Number(number) if key == "size" || key.ends_with("_bytes") => {
             number.as_u64().map_or_else(|| number.to_string(), |bytes| ByteSize(bytes).to_string())
         }
-        other => other.to_string(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => {
+            value.to_string()
+        }
     };
     format!("{:<24}{shown}\n", key.replace('_', " "))
 }

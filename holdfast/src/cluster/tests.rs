@@ -1,3 +1,5 @@
+//! A description survives its file, and a wrong one is refused with file, key and reason.
+
 use super::*;
 use crate::up::plan::{Wanted, new_cluster};
 

@@ -1,3 +1,5 @@
+//! The probe against servers that say everything right, and everything wrong.
+
 use super::*;
 use tokio::io::DuplexStream;
 

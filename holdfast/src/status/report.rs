@@ -169,8 +169,12 @@ pub fn backend(inputs: &BackendInputs<'_>) -> BackendReport {
     let active_policy = active_policy(&proxies, policy);
     let holes = inputs.holes.unwrap_or_else(|| most("holes"));
     let mut judged = Judged::default();
-    judge_processes(&mut judged, inputs, proxies.is_empty());
-    judge_policy(&mut judged, policy, active_policy.as_deref(), proxies.is_empty());
+    judge_processes(&mut judged, inputs);
+    if proxies.is_empty() {
+        judged.say(Health::Unavailable, "no alba-proxy answers".to_owned());
+    } else {
+        judge_policy(&mut judged, policy, active_policy.as_deref());
+    }
     if holes > 0 {
         judged.say(Health::Degraded, format!("{holes} fragments aren't stored yet"));
     }
@@ -223,12 +227,9 @@ impl Judged {
     }
 }
 
-fn judge_processes(judged: &mut Judged, inputs: &BackendInputs<'_>, no_proxy: bool) {
+fn judge_processes(judged: &mut Judged, inputs: &BackendInputs<'_>) {
     if let Err(problem) = &inputs.arakoon {
         judged.say(Health::Unavailable, format!("arakoon can't be used: {problem}"));
-    }
-    if no_proxy {
-        judged.say(Health::Unavailable, "no alba-proxy answers".to_owned());
     }
     for process in inputs.processes {
         let ProcessReport { id, role, state, .. } = process;
@@ -241,10 +242,10 @@ fn judge_processes(judged: &mut Judged, inputs: &BackendInputs<'_>, no_proxy: bo
                 Some(DiskState::Writable) => {}
                 Some(DiskState::Full) => judged.say(Health::Degraded, format!("{id} is full")),
                 Some(DiskState::ReadOnly) => {
-                    judged.say(Health::Degraded, format!("{id} can't be written"))
+                    judged.say(Health::Degraded, format!("{id} can't be written"));
                 }
                 Some(DiskState::Failed) => {
-                    judged.say(Health::Degraded, format!("the disk of {id} failed"))
+                    judged.say(Health::Degraded, format!("the disk of {id} failed"));
                 }
             },
             // They don't belong to the backend.
@@ -256,14 +257,13 @@ fn judge_processes(judged: &mut Judged, inputs: &BackendInputs<'_>, no_proxy: bo
     }
 }
 
-fn judge_policy(judged: &mut Judged, policies: &str, active: Option<&str>, no_proxy: bool) {
+fn judge_policy(judged: &mut Judged, policies: &str, active: Option<&str>) {
     match active {
         Some(active) if rank(policies, active) == 0 => {}
         Some(active) => judged.say(
             Health::Degraded,
             format!("writes use policy {active}, not the first of {policies}"),
         ),
-        None if no_proxy => {}
         None => judged.say(
             Health::Unavailable,
             format!("too few OSDs are writable for any policy of {policies}"),

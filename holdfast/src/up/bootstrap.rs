@@ -33,6 +33,13 @@ const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Ends in a row after which a process is believed to be unable to start.
 const FAILURES_MAX: u32 = 3;
 
+/// Whether any of the cluster's processes has ever run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Life {
+    First,
+    Later,
+}
+
 /// What the front door gave us.
 pub struct Bootstrap<'a> {
     pub fleet: &'a Fleet,
@@ -47,9 +54,10 @@ impl Bootstrap<'_> {
     /// # Errors
     /// When the cluster can't serve; the message shows the culprit's log.
     pub async fn run(&self, mut cluster: Cluster) -> Result<Cluster, Failure> {
-        let first_start = cluster.members.iter().all(|member| !member.initialized);
+        let fresh = cluster.members.iter().all(|member| !member.initialized);
+        let life = if fresh { Life::First } else { Life::Later };
         for role in ProcessRole::ALL {
-            let up = self.start_role(&cluster, role, first_start).await?;
+            let up = self.start_role(&cluster, role, life).await?;
             let found = match role {
                 ProcessRole::Asd => self.identify(&cluster, &up).await?,
                 ProcessRole::Arakoon
@@ -68,7 +76,7 @@ impl Bootstrap<'_> {
                 ProcessRole::AlbaProxy | ProcessRole::Edge => {}
             }
         }
-        self.show_io(&cluster, first_start).await?;
+        self.show_io(&cluster, life).await?;
         Ok(cluster)
     }
 
@@ -77,7 +85,7 @@ impl Bootstrap<'_> {
         &self,
         cluster: &Cluster,
         role: ProcessRole,
-        first_start: bool,
+        life: Life,
     ) -> Result<BTreeSet<String>, Failure> {
         let members: Vec<&Member> = cluster.of_role(role).collect();
         self.screen.step(&format!("starting {} {role}", members.len()));
@@ -112,7 +120,7 @@ impl Bootstrap<'_> {
                 tokio::time::sleep(LOOK_AGAIN).await;
                 continue;
             }
-            if up.len() < needed(role, clients.len(), first_start) {
+            if up.len() < needed(role, clients.len(), life) {
                 return Err(self.start_failure(cluster, role, &up));
             }
             for (id, state) in hopeless {
@@ -284,7 +292,7 @@ impl Bootstrap<'_> {
     }
 
     /// Reads through NBD from every vDisk, and prints where each is as soon as that works.
-    async fn show_io(&self, cluster: &Cluster, first_start: bool) -> Result<(), Failure> {
+    async fn show_io(&self, cluster: &Cluster, life: Life) -> Result<(), Failure> {
         self.screen.step("waiting for I/O through NBD");
         let vdisks = vdisks(self.admin, cluster).await?;
         let deadline = Instant::now() + IO_DEADLINE;
@@ -319,7 +327,7 @@ impl Bootstrap<'_> {
             }
         }
         match last {
-            Some(error) if served == 0 && first_start => Err(io_failure(cluster, &error)),
+            Some(error) if served == 0 && life == Life::First => Err(io_failure(cluster, &error)),
             Some(_) | None => Ok(()),
         }
     }
@@ -373,9 +381,9 @@ fn describe(state: &ProcessState) -> String {
 }
 
 /// How many of `count` must answer before the next role starts.
-fn needed(role: ProcessRole, count: usize, first_start: bool) -> usize {
+fn needed(role: ProcessRole, count: usize, life: Life) -> usize {
     match role {
-        _ if first_start => count,
+        _ if life == Life::First => count,
         ProcessRole::Arakoon => count / 2 + 1,
         // Without any, objects are only out of reach, and come back with the disks.
         ProcessRole::Asd => 0,
@@ -390,12 +398,12 @@ mod tests {
 
     #[test]
     fn a_new_cluster_needs_all_and_an_old_one_what_it_can_run_with() {
-        assert_eq!(needed(ProcessRole::Arakoon, 3, true), 3);
-        assert_eq!(needed(ProcessRole::Arakoon, 3, false), 2);
-        assert_eq!(needed(ProcessRole::Arakoon, 5, false), 3);
-        assert_eq!(needed(ProcessRole::Asd, 6, true), 6);
-        assert_eq!(needed(ProcessRole::Asd, 6, false), 0);
-        assert_eq!(needed(ProcessRole::Router, 2, false), 1);
+        assert_eq!(needed(ProcessRole::Arakoon, 3, Life::First), 3);
+        assert_eq!(needed(ProcessRole::Arakoon, 3, Life::Later), 2);
+        assert_eq!(needed(ProcessRole::Arakoon, 5, Life::Later), 3);
+        assert_eq!(needed(ProcessRole::Asd, 6, Life::First), 6);
+        assert_eq!(needed(ProcessRole::Asd, 6, Life::Later), 0);
+        assert_eq!(needed(ProcessRole::Router, 2, Life::Later), 1);
     }
 
     #[test]

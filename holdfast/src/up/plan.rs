@@ -251,9 +251,9 @@ pub fn contradiction(wanted: &Wanted, cluster: &Cluster) -> Option<String> {
         differs("--proxies", wanted.proxies, &count(ProcessRole::AlbaProxy)),
         differs("--routers", wanted.routers, &count(ProcessRole::Router)),
         differs("--policy", wanted.policy.as_ref().map(ToString::to_string), &policy.0.to_string()),
-        differs("--compression", wanted.compression.map(value_name), &value_name(*compression)),
-        differs("--encryption", wanted.encryption.map(value_name), &value_name(*encryption)),
-        differs("--transport", wanted.transport.map(value_name), &value_name(*transport)),
+        differs("--compression", wanted.compression.as_ref().map(value_name), &value_name(compression)),
+        differs("--encryption", wanted.encryption.as_ref().map(value_name), &value_name(encryption)),
+        differs("--transport", wanted.transport.as_ref().map(value_name), &value_name(transport)),
         differs("--asd-capacity", wanted.asd_capacity.map(spaceless), &capacity),
         differs("--log-segments", wanted.log_segments.map(|count| count.to_string()), &segments),
         differs("--log-segment-size", wanted.log_segment_size.map(spaceless), &segment_size),
@@ -277,7 +277,7 @@ fn spaceless(size: ByteSize) -> String {
     size.to_string().replace(' ', "")
 }
 
-fn value_name(value: impl clap::ValueEnum) -> String {
+fn value_name<T: clap::ValueEnum>(value: &T) -> String {
     value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
 }
 

@@ -1,3 +1,5 @@
+//! What a second start finds, and what no start may touch.
+
 use super::*;
 
 fn args() -> UpArgs {

@@ -1,3 +1,5 @@
+//! Health out of answers, and the JSON that scripts rely on.
+
 use super::*;
 use serde_json::json;
 use wire::Role;
@@ -16,12 +18,15 @@ fn up(role: ProcessRole, id: &str, details: &Value) -> ProcessReport {
     process(role, id, "unix:/x".to_owned(), Ok(status), Absent::default())
 }
 
-fn down(role: ProcessRole, id: &str, lost: bool) -> ProcessReport {
-    let absent = Absent { pid: Some(9), lost };
+fn absent(role: ProcessRole, id: &str, absent: Absent) -> ProcessReport {
     process(role, id, "unix:/x".to_owned(), Err(NoStatus::Down("refused".into())), absent)
 }
 
-fn proxy(id: &str, more: Value) -> ProcessReport {
+fn down(role: ProcessRole, id: &str) -> ProcessReport {
+    absent(role, id, Absent { pid: Some(9), lost: false })
+}
+
+fn proxy(id: &str, more: &Value) -> ProcessReport {
     let mut details = json!({"active_policy": "4,2,5,1", "holes": 0, "lost_objects": []});
     for (key, value) in more.as_object().cloned().unwrap_or_default() {
         details[key] = value;
@@ -44,7 +49,7 @@ fn judge(
     for n in 1..=6 {
         let id = format!("asd-{n}");
         if n > 6 - missing {
-            processes.push(down(ProcessRole::Asd, &id, false));
+            processes.push(down(ProcessRole::Asd, &id));
         } else {
             processes.push(up(ProcessRole::Asd, &id, &json!({})));
             disks.insert(id, if n == 1 { disk } else { GOOD });
@@ -62,7 +67,7 @@ fn judge(
 
 #[test]
 fn a_backend_with_everything_is_healthy() {
-    let report = judge(0, vec![proxy("p1", json!({})), proxy("p2", json!({}))], Some(0), GOOD);
+    let report = judge(0, vec![proxy("p1", &json!({})), proxy("p2", &json!({}))], Some(0), GOOD);
     assert_eq!((report.health, report.alarms.len()), (Health::Healthy, 0));
     assert_eq!(
         (report.osds_up, report.osds_total, report.capacity_bytes, report.used_bytes),
@@ -73,14 +78,14 @@ fn a_backend_with_everything_is_healthy() {
 
 #[test]
 fn less_protection_than_wanted_is_degraded_and_says_why() {
-    let fallback = || vec![proxy("p1", json!({"active_policy": "2,2,3,1"}))];
+    let fallback = || vec![proxy("p1", &json!({"active_policy": "2,2,3,1"}))];
     let full = DiskFacts { state: DiskState::Full, ..GOOD };
     let cases = [
-        (judge(1, vec![proxy("p", json!({}))], Some(0), GOOD), "asd-6 is down"),
+        (judge(1, vec![proxy("p", &json!({}))], Some(0), GOOD), "asd-6 is down"),
         (judge(2, fallback(), Some(0), GOOD), "writes use policy 2,2,3,1"),
-        (judge(0, vec![proxy("p", json!({}))], Some(3), GOOD), "3 fragments"),
-        (judge(0, vec![proxy("p", json!({"holes": 4}))], None, GOOD), "4 fragments"),
-        (judge(0, vec![proxy("p", json!({}))], Some(0), full), "asd-1 is full"),
+        (judge(0, vec![proxy("p", &json!({}))], Some(3), GOOD), "3 fragments"),
+        (judge(0, vec![proxy("p", &json!({"holes": 4}))], None, GOOD), "4 fragments"),
+        (judge(0, vec![proxy("p", &json!({}))], Some(0), full), "asd-1 is full"),
     ];
     for (report, want) in cases {
         assert_eq!(report.health, Health::Degraded, "{want}");
@@ -95,7 +100,7 @@ fn less_protection_than_wanted_is_degraded_and_says_why() {
 #[test]
 fn what_cant_be_read_or_written_makes_it_unavailable() {
     let lost = json!({"lost_objects": [{"object": "v/1/2", "problem": "3 of 4 fragments"}]});
-    let both = vec![proxy("p1", lost.clone()), proxy("p2", lost)];
+    let both = vec![proxy("p1", &lost), proxy("p2", &lost)];
     let report = judge(3, both, Some(0), GOOD);
     assert_eq!(
         (report.health, report.lost_objects),
@@ -103,25 +108,25 @@ fn what_cant_be_read_or_written_makes_it_unavailable() {
         "seen by both, counted once"
     );
     assert!(report.alarms.iter().any(|alarm| alarm.contains("v/1/2")));
-    let none = judge(4, vec![proxy("p", json!({"active_policy": null}))], Some(0), GOOD);
+    let none = judge(4, vec![proxy("p", &json!({"active_policy": null}))], Some(0), GOOD);
     assert_eq!((none.health, none.active_policy), (Health::Unavailable, None));
     assert_eq!(
-        judge(0, vec![down(ProcessRole::AlbaProxy, "p", false)], Some(0), GOOD).health,
+        judge(0, vec![down(ProcessRole::AlbaProxy, "p")], Some(0), GOOD).health,
         Health::Unavailable
     );
 }
 
 #[test]
 fn the_proxy_that_sees_worst_counts() {
-    let two = vec![proxy("p1", json!({})), proxy("p2", json!({"active_policy": "2,2,3,1"}))];
+    let two = vec![proxy("p1", &json!({})), proxy("p2", &json!({"active_policy": "2,2,3,1"}))];
     assert_eq!(judge(0, two, Some(0), GOOD).active_policy.as_deref(), Some("2,2,3,1"));
 }
 
 #[test]
 fn damage_is_counted_and_doesnt_alarm_by_itself() {
     let proxies = vec![
-        proxy("p1", json!({"corrupt_fragments": 1, "degraded_reads": 5})),
-        proxy("p2", json!({"degraded_reads": 1})),
+        proxy("p1", &json!({"corrupt_fragments": 1, "degraded_reads": 5})),
+        proxy("p2", &json!({"degraded_reads": 1})),
     ];
     let report = judge(0, proxies, Some(0), DiskFacts { corruptions: 3, ..GOOD });
     assert_eq!(
@@ -133,10 +138,10 @@ fn damage_is_counted_and_doesnt_alarm_by_itself() {
 #[test]
 fn a_process_that_doesnt_answer_has_no_pid_unless_it_hangs() {
     assert_eq!(
-        (down(ProcessRole::Asd, "a", false).state.as_str(), down(ProcessRole::Asd, "a", false).pid),
+        (down(ProcessRole::Asd, "a").state.as_str(), down(ProcessRole::Asd, "a").pid),
         ("down", None)
     );
-    assert_eq!(down(ProcessRole::Asd, "a", true).state, "lost");
+    assert_eq!(absent(ProcessRole::Asd, "a", Absent { pid: None, lost: true }).state, "lost");
     let absent = Absent { pid: Some(9), lost: false };
     let hung = process(ProcessRole::Asd, "a", String::new(), Err(NoStatus::Unresponsive), absent);
     assert_eq!((hung.state.as_str(), hung.pid, hung.since), ("unresponsive", Some(9), None));
@@ -148,9 +153,9 @@ fn json_has_the_fields_that_scripts_rely_on() {
         cluster: "c1".into(),
         processes: vec![
             up(ProcessRole::AlbaProxy, "alba-proxy-1", &json!({"puts": 1})),
-            down(ProcessRole::Asd, "asd-1", false),
+            down(ProcessRole::Asd, "asd-1"),
         ],
-        backend: judge(0, vec![proxy("p", json!({}))], Some(0), GOOD),
+        backend: judge(0, vec![proxy("p", &json!({}))], Some(0), GOOD),
         vdisks: vec![VdiskReport {
             name: "demo".into(),
             size: 4096,

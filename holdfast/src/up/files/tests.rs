@@ -1,3 +1,5 @@
+//! Configurations that the roles accept, secrets that stay secret, nothing made twice.
+
 use super::*;
 use crate::up::plan::{Wanted, new_cluster};
 use std::os::unix::fs::PermissionsExt;

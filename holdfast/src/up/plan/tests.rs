@@ -1,3 +1,5 @@
+//! Options to clusters, and the contradictions of later options.
+
 use super::*;
 
 fn plan(wanted: &Wanted, dir: &Path) -> Result<Cluster, PlanError> {
