@@ -96,7 +96,7 @@ impl Config {
                 return Err((NODES, format!("node {} `{}` is listed twice", node.id, node.name)));
             }
         }
-        if nodes.len() % 2 == 0 || nodes.len() > 7 {
+        if nodes.len().is_multiple_of(2) || nodes.len() > 7 {
             return Err((
                 NODES,
                 format!("{} nodes are listed; 1, 3, 5 or 7 are needed", nodes.len()),

@@ -37,7 +37,7 @@ impl Service for Server {
         let from_peer = request.peer.role == Role::Arakoon;
         match request.method {
             method::TRANSACT => {
-                self.ask(&request, request.decode().map(Query::Transact), responder)
+                self.ask(&request, request.decode().map(Query::Transact), responder);
             }
             method::GET => self.ask(&request, request.decode().and_then(check_get), responder),
             method::RANGE => self.ask(&request, request.decode().map(Query::Range), responder),

@@ -132,7 +132,7 @@ impl RocksStore {
             return Ok(self.chain);
         }
         if index == self.index.truncated().index {
-            return Ok(self.truncated_chain()?);
+            return self.truncated_chain();
         }
         self.entry(index).map(|(_, chain)| chain)
     }
@@ -355,8 +355,7 @@ impl Storage for RocksStore {
     fn snapshot(&self, _request_index: u64, to: u64) -> raft::Result<Snapshot> {
         let unavailable = raft::Error::Store(StorageError::SnapshotTemporarilyUnavailable);
         let number = self.pages.freeze(&self.db, self.active.name(), to).ok_or(unavailable)?;
-        let mut snapshot = Snapshot::default();
-        snapshot.data = wire::encode_to_bytes(&number);
+        let mut snapshot = Snapshot { data: wire::encode_to_bytes(&number), ..Snapshot::default() };
         let metadata = snapshot.mut_metadata();
         metadata.index = self.applied;
         metadata.term = self.term(self.applied)?;

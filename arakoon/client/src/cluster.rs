@@ -102,7 +102,11 @@ impl Cluster {
                         maybe_done: attempts.maybe_done,
                     });
                 }
-                _ => None,
+                CallError::Refused(_)
+                | CallError::Unreachable { .. }
+                | CallError::Closed { .. }
+                | CallError::Timeout { .. }
+                | CallError::Protocol { .. } => None,
             };
             if let Some(leader) = named.filter(|leader| *leader != at && attempts.may_hop()) {
                 at = leader;

@@ -111,8 +111,7 @@ fn entry_from_wire(entry: RaftEntry) -> Result<Entry, DecodeError> {
 }
 
 fn snapshot_from_wire(snapshot: RaftSnapshot) -> Snapshot {
-    let mut out = Snapshot::default();
-    out.data = snapshot.data;
+    let mut out = Snapshot { data: snapshot.data, ..Snapshot::default() };
     let metadata = out.mut_metadata();
     metadata.index = snapshot.index;
     metadata.term = snapshot.term;
@@ -128,12 +127,9 @@ mod tests {
 
     #[test]
     fn messages_survive_the_wire() {
-        let mut entry = Entry::default();
-        entry.term = 3;
-        entry.index = 9;
-        entry.data = Bytes::from_static(b"tx");
-        let mut snapshot = Snapshot::default();
-        snapshot.data = Bytes::from_static(b"handle");
+        let entry =
+            Entry { term: 3, index: 9, data: Bytes::from_static(b"tx"), ..Entry::default() };
+        let mut snapshot = Snapshot { data: Bytes::from_static(b"handle"), ..Snapshot::default() };
         snapshot.mut_metadata().index = 8;
         snapshot.mut_metadata().term = 2;
         snapshot.mut_metadata().mut_conf_state().voters = vec![1, 2, 3];

@@ -119,11 +119,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn sample() -> Entry {
-        let mut entry = Entry::default();
-        entry.term = 2;
-        entry.index = 3;
-        entry.data = Bytes::from_static(b"data");
-        entry
+        Entry { term: 2, index: 3, data: Bytes::from_static(b"data"), ..Entry::default() }
     }
 
     #[test]

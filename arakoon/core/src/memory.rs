@@ -89,8 +89,7 @@ impl MemoryStore {
     /// An empty store of a cluster of these nodes.
     #[must_use]
     pub fn new(voters: Vec<u64>) -> Self {
-        let mut conf = ConfState::default();
-        conf.voters = voters;
+        let conf = ConfState { voters, ..ConfState::default() };
         let state = State {
             conf,
             hard: HardState::default(),
@@ -228,8 +227,7 @@ impl Storage for MemoryStore {
     fn snapshot(&self, _request_index: u64, _to: u64) -> raft::Result<Snapshot> {
         let rows: Vec<(Bytes, Bytes)> =
             self.live.rows.iter().map(|(row, value)| (row.clone(), value.clone())).collect();
-        let mut snapshot = Snapshot::default();
-        snapshot.data = wire::encode_to_bytes(&rows);
+        let mut snapshot = Snapshot { data: wire::encode_to_bytes(&rows), ..Snapshot::default() };
         let metadata = snapshot.mut_metadata();
         metadata.index = self.live.applied;
         metadata.term = self.term(self.live.applied)?;

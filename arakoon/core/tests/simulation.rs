@@ -4,6 +4,8 @@
 //! Steps are one round of: clients ask, messages are delivered, lost, doubled or reordered, clocks tick, nodes crash (with
 //! part of what they hadn't synced) and come back. After the storm the network heals, and the cluster must serve again.
 
+#![expect(clippy::unwrap_used, reason = "a failed simulation ends the test")]
+
 use arakoon_core::{Answer, MemoryStore, Outcome, Output, Replica, ReplicaConfig, Ticket, rows};
 use bytes::Bytes;
 use model::{ClientId, Now};
@@ -24,6 +26,12 @@ struct Outcomes {
     restored: u64,
     wiped: u64,
     added: i64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Weather {
+    Storm,
+    Calm,
 }
 
 /// What a client is doing.
@@ -193,14 +201,14 @@ impl Sim {
         }
     }
 
-    fn deliver(&mut self, calm: bool) {
+    fn deliver(&mut self, weather: Weather) {
         let mut messages = std::mem::take(&mut self.network);
         self.rng.shuffle(&mut messages);
         for message in messages {
             if self.cut.contains(&(message.from, message.to)) {
                 continue;
             }
-            if !calm {
+            if weather == Weather::Storm {
                 match self.rng.u32(..20) {
                     0 => continue,
                     1 => self.network.push(message.clone()),
@@ -286,9 +294,9 @@ impl Sim {
                         ));
                         self.network.push(message);
                     }
-                    Output::Answer(ticket, answer) => self.answered(id, ticket, answer),
+                    Output::Answer(ticket, answer) => self.answered(id, ticket, &answer),
                     Output::Leader { leader, term } => {
-                        self.note(&format!("{id} follows {leader:?} {term}"))
+                        self.note(&format!("{id} follows {leader:?} {term}"));
                     }
                     Output::Restored { index } => {
                         self.restored += 1;
@@ -304,7 +312,7 @@ impl Sim {
         }
     }
 
-    fn answered(&mut self, id: u64, ticket: Ticket, answer: Answer) {
+    fn answered(&mut self, id: u64, ticket: Ticket, answer: &Answer) {
         self.note(&format!("{id} answers {ticket:?} {answer:?}"));
         let seed = self.seed;
         let count = |replica: &Replica<MemoryStore>, name: u64| {
@@ -313,7 +321,7 @@ impl Sim {
         };
         for client in &mut self.clients {
             match client.doing {
-                Doing::Adding { request, ticket: mine, .. } if mine == ticket => match &answer {
+                Doing::Adding { request, ticket: mine, .. } if mine == ticket => match answer {
                     Answer::Transacted(Outcome::Committed(revision)) => {
                         if request == 0 {
                             client.session =
@@ -333,7 +341,7 @@ impl Sim {
                     Answer::ReadNow | Answer::TooLarge(_) => panic!("seed {seed}: {answer:?}"),
                 },
                 Doing::Reading { ticket: mine, at_least, .. } if mine == ticket => {
-                    if answer == Answer::ReadNow {
+                    if *answer == Answer::ReadNow {
                         let found = count(&self.up[&id], client.name);
                         // The client adds nothing meanwhile, so exactly one value is right, or one more when a request
                         // is open; reading happens only between requests.
@@ -351,10 +359,10 @@ impl Sim {
         }
     }
 
-    fn round(&mut self, calm: bool) {
+    fn round(&mut self, weather: Weather) {
         self.step += 1;
         let now = self.now();
-        if !calm {
+        if weather == Weather::Storm {
             self.storm();
         }
         for at in 0..self.clients.len() {
@@ -362,11 +370,11 @@ impl Sim {
                 self.act(at);
             }
         }
-        self.deliver(calm);
+        self.deliver(weather);
         self.tell_of_joining();
         for replica in self.up.values_mut() {
             // Clocks run unevenly in a storm.
-            if calm || self.rng.u32(..10) != 0 {
+            if weather == Weather::Calm || self.rng.u32(..10) != 0 {
                 replica.tick(now);
             }
         }
@@ -390,7 +398,7 @@ impl Sim {
 
     fn run(mut self) -> Outcomes {
         for _ in 0..STEPS {
-            self.round(false);
+            self.round(Weather::Storm);
         }
         self.cut.clear();
         for id in 1..=self.size {
@@ -399,7 +407,7 @@ impl Sim {
         let before: i64 = self.clients.iter().map(|client| client.acknowledged).sum();
         let (reads, seed) = (self.reads, self.seed);
         for _ in 0..HEALING_STEPS {
-            self.round(true);
+            self.round(Weather::Calm);
         }
         let after: i64 = self.clients.iter().map(|client| client.acknowledged).sum();
         assert!(after > before + 20, "seed {seed}: healed, but {before} became only {after}");

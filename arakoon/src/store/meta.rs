@@ -98,11 +98,7 @@ impl Hard {
     }
 
     pub fn state(&self) -> HardState {
-        let mut state = HardState::default();
-        state.term = self.term;
-        state.vote = self.vote;
-        state.commit = self.commit;
-        state
+        HardState { term: self.term, vote: self.vote, commit: self.commit, ..HardState::default() }
     }
 }
 

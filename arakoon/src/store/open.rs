@@ -142,9 +142,8 @@ fn load(db: Arc<Db>, witness: Witness, sequence: u64) -> Result<RocksStore, Stor
     let applied = meta::get::<meta::Applied>(&db, meta::APPLIED)?.map_or(0, |record| record.index);
     let truncated = meta::get::<Truncated>(&db, meta::TRUNCATED)?
         .unwrap_or_else(|| Truncated::new(Position::default(), entry::CHAIN_START));
-    let mut conf = ConfState::default();
-    conf.voters =
-        meta::get::<meta::Voters>(&db, meta::VOTERS)?.map(|record| record.ids).unwrap_or_default();
+    let voters = meta::get::<meta::Voters>(&db, meta::VOTERS)?.map(|record| record.ids);
+    let conf = ConfState { voters: voters.unwrap_or_default(), ..ConfState::default() };
     let log = read_log(&db, &truncated)?;
     let last = log.index.last();
     if !(truncated.index <= applied && applied <= hard.commit && hard.commit <= last) {
@@ -164,7 +163,7 @@ fn load(db: Arc<Db>, witness: Witness, sequence: u64) -> Result<RocksStore, Stor
         chain: log.chain,
         applied,
         log_bytes: log.bytes,
-        pages: SnapshotPages::new(),
+        pages: SnapshotPages::default(),
         staged: None,
     };
     // What a crash left of a snapshot that was being fetched, or of the rows before one.

@@ -40,16 +40,12 @@ struct Frozen {
 }
 
 /// Handle to all frozen snapshots of a store.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct SnapshotPages {
     frozen: Arc<Mutex<BTreeMap<u64, Frozen>>>,
 }
 
 impl SnapshotPages {
-    pub fn new() -> Self {
-        Self { frozen: Arc::default() }
-    }
-
     fn frozen(&self) -> MutexGuard<'_, BTreeMap<u64, Frozen>> {
         // Every change of the map is one insert or remove.
         self.frozen.lock().unwrap_or_else(PoisonError::into_inner)

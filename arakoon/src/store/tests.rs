@@ -198,8 +198,7 @@ fn a_staged_snapshot_replaces_everything_at_once_or_not_at_all() {
     let dir = ten_entries();
     let mut store = open(dir.path()).unwrap();
     store.apply([(Bytes::from_static(b"uold"), Some(Bytes::from_static(b"1")))].into(), 9).unwrap();
-    let mut snapshot = Snapshot::default();
-    snapshot.data = Bytes::from_static(b"number");
+    let mut snapshot = Snapshot { data: Bytes::from_static(b"number"), ..Snapshot::default() };
     snapshot.mut_metadata().index = 50;
     snapshot.mut_metadata().term = 3;
     snapshot.mut_metadata().mut_conf_state().voters = vec![1, 2, 3];

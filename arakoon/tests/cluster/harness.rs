@@ -28,7 +28,8 @@ pub struct Cluster {
 }
 
 pub fn counter(value: Option<Bytes>) -> i64 {
-    value.map_or(0, |value| i64::from_le_bytes(value[..].try_into().unwrap()))
+    value
+        .map_or(0, |value| i64::from_le_bytes(value[..].try_into().expect("a counter has 8 bytes")))
 }
 
 /// Built by cargo next to the tests.
