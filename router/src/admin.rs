@@ -227,9 +227,11 @@ impl Router {
         let attached = {
             let mut state = self.state();
             match state.serving(vdisk) {
-                Ok(serving) => {
-                    serving.sessions.values().find(|s| s.connected).map(|s| s.edge_name.clone())
-                }
+                Ok(serving) => serving
+                    .sessions
+                    .values()
+                    .find(|s| s.is_connected())
+                    .map(|s| s.edge_name.clone()),
                 // A vDisk that can't be served may be deleted all the same.
                 Err(error) if error.code == code::GAP => None,
                 Err(error) => return Err(error),
@@ -366,7 +368,7 @@ impl Router {
             .live
             .iter()
             .map(|live| {
-                let connected = serving.sessions.get(&live.generation).is_some_and(|s| s.connected);
+                let connected = serving.sessions.get(&live.generation).is_some_and(|s| s.is_connected());
                 let mode = format!("{:?}", live.mode).to_lowercase();
                 format!(
                     r#"{{"edge":"{}","name":"{}","generation":{},"mode":"{mode}","connected":{connected}}}"#,

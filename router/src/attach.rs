@@ -100,7 +100,7 @@ impl Router {
         &self,
         vdisk: VdiskId,
         attach: &Attach,
-        peer: &Peer,
+        peer: &Arc<Peer>,
     ) -> Result<Attached, WireError> {
         if let Some(attached) = self.attach_again(vdisk, attach, peer)? {
             return Ok(attached);
@@ -130,7 +130,7 @@ impl Router {
         &self,
         vdisk: VdiskId,
         attach: &Attach,
-        peer: &Peer,
+        peer: &Arc<Peer>,
     ) -> Result<Option<Attached>, WireError> {
         let mut state = self.state();
         let serving = state.serving(vdisk)?;
@@ -149,13 +149,12 @@ impl Router {
         serving: &mut Serving,
         attach: &Attach,
         mine: &AttachmentRecord,
-        peer: &Peer,
+        peer: &Arc<Peer>,
     ) -> Attached {
         let session = Session {
             edge_name: attach.edge_name.clone(),
             mode: spoken(mine.mode),
-            incarnation: peer.incarnation,
-            connected: true,
+            peer: Arc::downgrade(peer),
         };
         tracing::info!(
             vdisk = %serving.record.name, edge = %session.edge_name, generation = %mine.generation, "edge attached"

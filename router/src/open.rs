@@ -335,6 +335,10 @@ impl Router {
                 state.log.release(found.record.lap, found.record.len() as u64);
             }
         }
+        if state.unclaimed.is_empty() {
+            // Everybody took their part: the scan isn't needed any more, only its damages are.
+            state.scan.records = Vec::new();
+        }
         Ok(())
     }
 }

@@ -125,8 +125,14 @@ impl Router {
                 _ = tick.tick() => {}
                 () = self.stop.wait() => return,
             }
-            self.state().relieve();
-            self.wake_append();
+            let mut state = self.state();
+            state.relieve();
+            let wake =
+                state.has_answers() || state.wants_sync() || state.log.file_wanted().is_some();
+            drop(state);
+            if wake {
+                self.wake_append();
+            }
         }
     }
 
@@ -187,12 +193,14 @@ impl Router {
             Ok(Ok(())) => {
                 let mut state = self.state();
                 state.preparing = false;
+                state.log_problem = None;
                 state.log.file_ready(file);
                 state.unstall(&mut actions);
             }
             Ok(Err(error)) => {
                 // A full disk: writers wait until there is space, and an operator is told why.
                 tracing::error!(%error, "a log segment can't be made; writes wait when the others are full");
+                self.state().log_problem = Some(error.to_string());
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 self.state().preparing = false;
             }

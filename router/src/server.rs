@@ -40,18 +40,6 @@ impl Service for Server {
             responder.fail(error);
         }
     }
-
-    fn peer_gone(&self, peer: &Arc<Peer>) {
-        let mut state = self.router.state();
-        for slot in state.volumes.values_mut() {
-            let Slot::Serving(serving) = slot else { continue };
-            for session in serving.sessions.values_mut() {
-                if session.incarnation == peer.incarnation {
-                    session.connected = false;
-                }
-            }
-        }
-    }
 }
 
 type Answered = Result<(), (Responder, WireError)>;
@@ -69,8 +57,8 @@ macro_rules! checked {
 /// What every I/O request must pass: attached, inside the vDisk, and (for changes) not read-only.
 fn check_io(
     state: &mut State,
-    vdisk: VdiskId,
-    generation: AttachmentGeneration,
+    peer: &Arc<Peer>,
+    (vdisk, generation): (VdiskId, AttachmentGeneration),
     range: Option<ByteRange>,
     changes: Access,
 ) -> Result<(), WireError> {
@@ -88,8 +76,10 @@ fn check_io(
         // P6: until every writer has replayed, what is here may be older than what was acknowledged.
         return Err(WireError::retry(code::RECOVERING, "waiting for attached edges to replay"));
     }
-    if let Some(session) = serving.sessions.get_mut(&generation) {
-        session.connected = true;
+    if let Some(session) = serving.sessions.get_mut(&generation)
+        && session.peer.as_ptr() != Arc::as_ptr(peer)
+    {
+        session.peer = Arc::downgrade(peer);
     }
     match range {
         Some(range) if serving.core.size_bytes < range.end() => {
@@ -145,7 +135,7 @@ impl Server {
             responder,
             again: Vec::new(),
         };
-        self.submit(job)
+        self.submit(job, &request.peer)
     }
 
     fn unmap(&self, request: &Request, responder: Responder) -> Answered {
@@ -161,14 +151,19 @@ impl Server {
             responder,
             again: Vec::new(),
         };
-        self.submit(job)
+        self.submit(job, &request.peer)
     }
 
-    fn submit(&self, job: Job) -> Answered {
+    fn submit(&self, job: Job, peer: &Arc<Peer>) -> Answered {
         let mut actions = Vec::new();
         let mut state = self.router.state();
-        let checked =
-            check_io(&mut state, job.vdisk, job.generation, Some(job.range), Access::Change);
+        let checked = check_io(
+            &mut state,
+            peer,
+            (job.vdisk, job.generation),
+            Some(job.range),
+            Access::Change,
+        );
         if let Err(error) = checked {
             return Err((job.responder, error));
         }
@@ -184,7 +179,13 @@ impl Server {
         let mut state = self.router.state();
         checked!(
             responder,
-            check_io(&mut state, flush.vdisk, flush.generation, None, Access::Flush)
+            check_io(
+                &mut state,
+                &request.peer,
+                (flush.vdisk, flush.generation),
+                None,
+                Access::Flush
+            )
         );
         state.flush(flush.vdisk, responder);
         drop(state);
@@ -199,7 +200,13 @@ impl Server {
             let mut state = self.router.state();
             checked!(
                 responder,
-                check_io(&mut state, read.vdisk, read.generation, Some(range), Access::Look)
+                check_io(
+                    &mut state,
+                    &request.peer,
+                    (read.vdisk, read.generation),
+                    Some(range),
+                    Access::Look
+                )
             );
         }
         self.router.read(read.vdisk, range, responder);
@@ -226,7 +233,13 @@ impl Server {
                     let mut state = router.state();
                     checked!(
                         responder,
-                        check_io(&mut state, ask.vdisk, ask.generation, Some(range), Access::Look)
+                        check_io(
+                            &mut state,
+                            &request.peer,
+                            (ask.vdisk, ask.generation),
+                            Some(range),
+                            Access::Look
+                        )
                     );
                 }
                 let max = ask.extents_max.clamp(1, EXTENTS_MAX) as usize;
@@ -319,6 +332,10 @@ impl Server {
                 json_text(&problem.unwrap_or_default())
             ));
         }
+        if state.log_problem.is_some() {
+            word = "log-full";
+        }
+        let log_problem = json_text(state.log_problem.as_deref().unwrap_or_default());
         let health = router.backend.health();
         let proxies: Vec<String> = health
             .iter()
@@ -327,12 +344,13 @@ impl Server {
         let details = format!(
             concat!(
                 r#"{{"router":"{}","vdisks":[{}],"log_used_bytes":{},"log_capacity_bytes":{},"#,
-                r#""pending_bytes":{},"proxies":[{}]}}"#
+                r#""log_problem":"{}","pending_bytes":{},"proxies":[{}]}}"#
             ),
             router.id,
             vdisks.join(","),
             state.log.used(),
             state.log.capacity(),
+            log_problem,
             state.pending_bytes(),
             proxies.join(",")
         );

@@ -12,12 +12,11 @@
 mod requests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use model::{
-    AttachmentGeneration, ByteRange, Cluster, Epoch, Incarnation, Lsn, Now, ObjectId, RequestSeq,
-    VdiskId,
+    AttachmentGeneration, ByteRange, Cluster, Epoch, Lsn, Now, ObjectId, RequestSeq, VdiskId,
 };
 use router_core::CLUSTER;
 use router_core::log::pool::Batch;
@@ -25,6 +24,7 @@ use router_core::log::{Found, Log, Scan};
 use router_core::range_lock::{RangeLock, Ticket};
 use router_core::tlog::Tlog;
 use router_core::volume::{Change, Volume};
+use runtime::peer::Peer;
 use runtime::rpc::Responder;
 use tokio::sync::{Notify, watch};
 use wire::facts::{AttachmentsRecord, VdiskRecord};
@@ -119,9 +119,15 @@ impl SyncWaiter {
 pub struct Session {
     pub edge_name: String,
     pub mode: AttachMode,
-    /// Of the edge's process: tells whether its connection is still there.
-    pub incarnation: Incarnation,
-    pub connected: bool,
+    /// Of its connection: gone when that is.
+    pub peer: Weak<Peer>,
+}
+
+impl Session {
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        0 < self.peer.strong_count()
+    }
 }
 
 /// A vDisk that is served.
@@ -307,6 +313,8 @@ pub struct State {
     next_ticket: Ticket,
     pub preparing: bool,
     pub log_failed: bool,
+    /// Why no further segment can be made, if so (a full disk).
+    pub log_problem: Option<String>,
     pub stopping: bool,
 }
 
@@ -333,6 +341,7 @@ impl State {
             next_ticket: 0,
             preparing: false,
             log_failed: false,
+            log_problem: None,
             stopping: false,
         }
     }
@@ -497,7 +506,7 @@ impl State {
 
 fn copy_forward(serving: &mut Serving, lap: model::Lap, log: &mut Log, batch: &mut Batch) {
     for (lsn, entry) in serving.core.records_in(lap) {
-        let Ok(placement) = log.place(&entry, batch) else { return };
+        let Ok(placement) = log.place(entry, batch) else { return };
         serving.last_end = placement.end;
         if let Some(old) = serving.core.moved(lsn, placement) {
             log.release(old.lap, old.bytes);

@@ -260,7 +260,8 @@ impl Cluster {
     }
 
     /// Every process that works on this directory.
-    fn pids(&self) -> Vec<u32> {
+    #[must_use]
+    pub fn pids(&self) -> Vec<u32> {
         let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
         let numbers = entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok());
         numbers.filter(|pid| self.is_ours(*pid)).collect()

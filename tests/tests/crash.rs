@@ -90,7 +90,7 @@ fn goes_on(cluster: &Cluster, verifier: &Verifier, id: &str, load: &Load) -> any
     wait_until(RESTART_LIMIT, "a new process", || Ok(cluster.pid(id)? != old))?;
     // The load must make progress again, not only survive.
     wait_until(RESTART_LIMIT, "progress of the load", || {
-        Ok(going.has_ended() || before + 200 < Counts::get(&verifier.counts().writes))
+        Ok(going.has_ended() || before + 1500 < Counts::get(&verifier.counts().writes))
     })?;
     let ended: BTreeSet<String> = going.stop()?.iter().map(|ended| format!("{ended:?}")).collect();
     ensure!(ended == BTreeSet::from(["Stopped".to_owned()]), "{ended:?}");

@@ -102,7 +102,7 @@ impl World {
     fn put(&mut self, change: Change) -> (Lsn, Placement) {
         let stamp = self.stamp();
         let entry = self.volume.entry(&change, stamp);
-        let placement = self.log.place(&entry, &mut self.batch).unwrap();
+        let placement = self.log.place(entry, &mut self.batch).unwrap();
         let lsn = self.volume.accept(change, stamp, placement);
         self.append();
         (lsn, placement)
@@ -270,7 +270,7 @@ fn p8_damage_that_may_have_held_the_newest_writes_is_a_gap_too() {
     });
     let stamp = world.stamp();
     let entry = other.entry(&write(9, 9), stamp);
-    let placement = world.log.place(&entry, &mut world.batch).unwrap();
+    let placement = world.log.place(entry, &mut world.batch).unwrap();
     other.accept(write(9, 9), stamp, placement);
     world.append();
     let (file, offset) = world.data_at(last);
@@ -366,7 +366,7 @@ fn p9_the_last_records_of_a_nearly_dead_segment_move_on_and_free_it() {
         let stamp = world.stamp();
         let change = write(round, 3);
         let entry = busy.entry(&change, stamp);
-        let placement = world.log.place(&entry, &mut world.batch).unwrap();
+        let placement = world.log.place(entry, &mut world.batch).unwrap();
         busy.accept(change, stamp, placement);
         world.sync();
     }
@@ -380,7 +380,7 @@ fn p9_the_last_records_of_a_nearly_dead_segment_move_on_and_free_it() {
     let used = world.log.used();
     for (lsn, entry) in world.volume.records_in(pinned) {
         assert_eq!(lsn, first);
-        let placement = world.log.place(&entry, &mut world.batch).unwrap();
+        let placement = world.log.place(entry, &mut world.batch).unwrap();
         let old = world.volume.moved(lsn, placement).unwrap();
         world.log.release(old.lap, old.bytes);
     }
@@ -457,7 +457,7 @@ fn a_full_log_says_so_and_goes_on_when_space_is_freed() {
         let change = write(placed, 1);
         let stamp = world.stamp();
         let entry = world.volume.entry(&change, stamp);
-        match world.log.place(&entry, &mut world.batch) {
+        match world.log.place(entry, &mut world.batch) {
             Ok(placement) => drop(world.volume.accept(change, stamp, placement)),
             Err(_) if world.log.wants_sync() => {}
             Err(_) => break,
@@ -478,5 +478,94 @@ fn a_full_log_says_so_and_goes_on_when_space_is_freed() {
     let change = write(9, 9);
     let stamp = world.stamp();
     let entry = world.volume.entry(&change, stamp);
-    assert!(world.log.place(&entry, &mut world.batch).is_ok());
+    assert!(world.log.place(entry, &mut world.batch).is_ok());
+}
+
+#[test]
+fn p8_a_small_torn_record_before_a_fresh_block_isnt_taken_for_padding() {
+    let mut world = World::new(16);
+    world.sync();
+    world.write(1, 1);
+    let range = ClusterRange::new(Cluster(9), 1).unwrap();
+    let (_, trim) = world.put(Change::Unmap { range, kind: UnmapKind::Trim });
+    // A sync begins, and what follows it lands first; the power fails before the trim does.
+    world.log.begin_sync().unwrap();
+    world.write(2, 2);
+    let start = (trim.end - trim.bytes) % SEGMENT;
+    world.files[0][start as usize..][..128].fill(0);
+    assert_eq!(world.lsns(), vec![1], "LSN 3 without LSN 2 would be another history");
+}
+
+#[test]
+fn p8_a_list_behind_the_torn_end_is_not_believed() {
+    let mut world = World::new(1000);
+    let (first, _) = world.write(1, 1);
+    // Fill the segment with what another vDisk commits, so that only the first record pins it.
+    let mut busy = Volume::open(Opening {
+        vdisk: VdiskId(6),
+        epoch: Epoch(1),
+        size_bytes: 1 << 30,
+        unit_clusters: 1000,
+        head: HeadState::default(),
+    });
+    for round in 0..60 {
+        let stamp = world.stamp();
+        let change = write(round, 3);
+        let entry = busy.entry(&change, stamp);
+        let placement = world.log.place(entry, &mut world.batch).unwrap();
+        busy.accept(change, stamp, placement);
+        world.sync();
+    }
+    busy.seal();
+    let unit = busy.next_unit(1).unwrap();
+    let done = busy.unit_done(unit.object);
+    for (lap, bytes) in busy.drop_through(done[0].last_lsn) {
+        world.log.release(lap, bytes);
+    }
+    let pinned = world.log.nearly_dead().unwrap();
+    // The last record moves on; the segment dies; a roll-over writes a list without it. Nothing of that is synced.
+    let mut copies = Vec::new();
+    for (lsn, entry) in world.volume.records_in(pinned) {
+        let placement = world.log.place(entry, &mut world.batch).unwrap();
+        let old = world.volume.moved(lsn, placement).unwrap();
+        world.log.release(old.lap, old.bytes);
+        copies.push(placement);
+    }
+    let synced = world.log.synced();
+    let mut round = 0;
+    while world.log.place(other_entry(round), &mut world.batch).is_ok() {
+        world.append();
+        round += 1;
+    }
+    world.append();
+    assert!(synced == world.log.synced() && copies.len() == 1);
+    // The power fails: the copy is torn, everything behind it landed.
+    let start = ((copies[0].end - copies[0].bytes) % SEGMENT) as usize;
+    let lap = copies[0].end / SEGMENT;
+    let file = world
+        .scan()
+        .segments
+        .iter()
+        .find(|segment| segment.lap.0 == lap)
+        .map(|segment| segment.file as usize)
+        .unwrap();
+    world.files[file][start..start + 64].fill(0);
+    let scan = world.scan();
+    let plan = recover::plan(&facts(0, &BTreeMap::new()), &scan).unwrap();
+    let lsns: Vec<Lsn> = plan.records.iter().map(|at| scan.records[*at].record.lsn).collect();
+    assert_eq!(lsns, vec![first], "the old copy is still there, and was promised");
+}
+
+/// A record of a vDisk that nobody asks about.
+fn other_entry(round: u64) -> router_core::log::pool::Entry {
+    let volume = Volume::open(Opening {
+        vdisk: VdiskId(8),
+        epoch: Epoch(1),
+        size_bytes: 1 << 30,
+        unit_clusters: 1000,
+        head: HeadState { last_lsn: Lsn(round), ..HeadState::default() },
+    });
+    let stamp =
+        Stamp { generation: AttachmentGeneration(1), seq: RequestSeq(round + 1), last: true };
+    volume.entry(&write(round, 8), stamp)
 }

@@ -14,6 +14,7 @@ use router_core::range_lock::Ticket;
 use router_core::volume::{Change, Stamp};
 use router_core::{CLUSTER, crc32c};
 use wire::WireError;
+use wire::router::UnmapKind;
 
 use super::{Ack, Action, Gated, Job, JobKind, Ragged, Slot, Stalled, State};
 
@@ -133,13 +134,13 @@ impl State {
     }
 
     /// Past the gate: takes the range lock if anything ragged or overlapping is about.
-    fn start(&mut self, job: Job, actions: &mut Vec<Action>) {
+    fn start(&mut self, mut job: Job, actions: &mut Vec<Action>) {
         let vdisk = job.vdisk;
         let ragged = !job.range.is_aligned();
         let touched = job.range.clusters_touched();
         let Some(Slot::Serving(serving)) = self.volumes.get_mut(&vdisk) else { return };
         if !ragged && (serving.locks.is_idle() || serving.locks.is_free(touched)) {
-            let changes = changes_of(&job, &Ragged::new());
+            let changes = changes_of(&mut job, &Ragged::new());
             self.apply(job, changes, None);
             return;
         }
@@ -169,10 +170,10 @@ impl State {
         actions: &mut Vec<Action>,
     ) {
         let Some(Slot::Serving(serving)) = self.volumes.get_mut(&vdisk) else { return };
-        let Some(job) = serving.locked.remove(&ticket) else { return };
+        let Some(mut job) = serving.locked.remove(&ticket) else { return };
         match content {
             Ok(content) => {
-                let changes = changes_of(&job, &content);
+                let changes = changes_of(&mut job, &content);
                 if self.apply(job, changes, Some(ticket)) {
                     self.unlock(vdisk, ticket, actions);
                 }
@@ -203,7 +204,7 @@ impl State {
             let last = changes.is_empty();
             let stamp = Stamp { generation: job.generation, seq: job.seq, last };
             let entry = serving.core.entry(&change, stamp);
-            match self.log.place(&entry, &mut self.batch) {
+            match self.log.place(entry, &mut self.batch) {
                 Ok(placement) => {
                     serving.last_end = placement.end;
                     serving.core.accept(change, stamp, placement);
@@ -256,12 +257,13 @@ impl State {
 }
 
 /// What a job changes, given the content of its ragged clusters.
-fn changes_of(job: &Job, ragged: &Ragged) -> VecDeque<Change> {
-    match &job.kind {
+fn changes_of(job: &mut Job, ragged: &Ragged) -> VecDeque<Change> {
+    // The payload moves on: from here it lives in the change alone.
+    let kind = std::mem::replace(&mut job.kind, JobKind::Unmap(UnmapKind::Trim));
+    match kind {
         JobKind::Write(payload, checksums) if job.range.is_aligned() => {
             let cluster = job.range.clusters_touched().start;
-            let change =
-                Change::Write { cluster, data: payload.clone(), checksums: checksums.clone() };
+            let change = Change::Write { cluster, data: payload, checksums };
             VecDeque::from([change])
         }
         JobKind::Write(payload, checksums) => {
@@ -272,10 +274,10 @@ fn changes_of(job: &Job, ragged: &Ragged) -> VecDeque<Change> {
                     .flatten()
                     .unwrap_or_else(|| Bytes::from_static(&[0; CLUSTER]))
             };
-            let data = plan::merge(job.range, payload, old);
+            let data = plan::merge(job.range, &payload, old);
             let clusters = job.range.clusters_touched();
             let whole = job.range.clusters_within();
-            let sums = clusters.iter().zip(data.chunks_exact(CLUSTER)).zip(checksums);
+            let sums = clusters.iter().zip(data.chunks_exact(CLUSTER)).zip(&checksums);
             // A cluster that came whole keeps the checksum that the edge computed.
             let sums =
                 sums.map(|((c, data), sum)| if whole.contains(c) { *sum } else { crc32c(data) });
@@ -290,7 +292,7 @@ fn changes_of(job: &Job, ragged: &Ragged) -> VecDeque<Change> {
                     UnmapStep::Write(cluster, data) => {
                         Change::Write { cluster, checksums: vec![crc32c(&data)], data }
                     }
-                    UnmapStep::Range(range) => Change::Unmap { range, kind: *kind },
+                    UnmapStep::Range(range) => Change::Unmap { range, kind },
                 })
                 .collect()
         }

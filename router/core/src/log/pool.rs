@@ -250,7 +250,7 @@ impl Log {
     ///
     /// # Errors
     /// When there is no room now. Nothing is changed then but that a sync may be wanted.
-    pub fn place(&mut self, entry: &Entry, batch: &mut Batch) -> Result<Placement, NoRoom> {
+    pub fn place(&mut self, entry: Entry, batch: &mut Batch) -> Result<Placement, NoRoom> {
         let len = record::record_len(entry.checksums.len(), entry.payload.len()) as u64;
         self.make_room(len, batch)?;
         let record = Record {
@@ -263,10 +263,10 @@ impl Log {
             op: entry.op,
             cluster: entry.cluster,
             count: entry.count,
-            checksums: entry.checksums.clone(),
+            checksums: entry.checksums,
             ..self.blank(model::u32_of(entry.payload.len()))
         };
-        let end = self.put(&record, entry.payload.clone(), batch);
+        let end = self.put(&record, entry.payload, batch);
         let lap = self.open;
         self.segments.get_mut(&lap).expect("the open segment exists").live += len;
         if self.reserved.is_none() {

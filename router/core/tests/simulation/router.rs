@@ -170,7 +170,7 @@ impl Router {
         for (at, change) in changes.into_iter().enumerate() {
             let stamp = Stamp { generation: vdisk.history.generation, seq, last: at + 1 == count };
             let entry = vdisk.core.entry(&change, stamp);
-            let Ok(placement) = self.log.place(&entry, &mut self.batch) else {
+            let Ok(placement) = self.log.place(entry, &mut self.batch) else {
                 // Only its first records are there: the sequence isn't applied.
                 return;
             };
@@ -302,7 +302,7 @@ impl Router {
                 if random.happens(Chance::percent(10)) || !self.log.has_room(0, 64 << 10) {
                     continue;
                 }
-                let Ok(placement) = self.log.place(&entry, &mut self.batch) else { return };
+                let Ok(placement) = self.log.place(entry, &mut self.batch) else { return };
                 if let Some(old) = vdisk.core.moved(lsn, placement) {
                     self.log.release(old.lap, old.bytes);
                 }
