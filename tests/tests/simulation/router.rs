@@ -389,7 +389,7 @@ impl Router {
             process.volume.seal();
             if let Some(lap) = process.log.nearly_dead() {
                 for (lsn, entry) in process.volume.records_in(lap) {
-                    let Ok(placement) = process.log.place(&entry, &mut process.batch) else {
+                    let Ok(placement) = process.log.place(entry, &mut process.batch) else {
                         break;
                     };
                     process.last_end = placement.end;
@@ -578,7 +578,7 @@ impl Process {
             for (number, change) in (1..).zip(changes) {
                 let stamp = Stamp { generation, seq, last: number == count };
                 let entry = self.volume.entry(&change, stamp);
-                let placed = self.log.place(&entry, &mut self.batch);
+                let placed = self.log.place(entry, &mut self.batch);
                 let placement = placed.expect("room was asked for before");
                 self.last_end = placement.end;
                 self.volume.accept(change, stamp, placement);

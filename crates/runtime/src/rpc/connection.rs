@@ -97,7 +97,9 @@ impl FrameReader {
                 Ok(0) => return Err(ConnectionError::Closed),
                 Ok(_) => {}
                 // A TLS peer that just went away. Frames are self-delimiting, so a cut can't be mistaken for an end.
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Err(ConnectionError::Closed),
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    return Err(ConnectionError::Closed);
+                }
                 Err(error) => return Err(error.into()),
             }
         }
