@@ -26,7 +26,9 @@ use wire::router::{
 use wire::{Decode, Encode, ErrorClass};
 
 const LIMIT: Duration = Duration::from_secs(30);
-/// For one router to answer anything at all, before the next is tried.
+/// An edge lets go of a vDisk only some time after its last client (`detach_after`, 30 s unless configured).
+const DELETE_LIMIT: Duration = Duration::from_secs(60);
+/// Between rounds over the routers.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 /// Redirects followed; more is two routers sending us back and forth.
 const REDIRECTS_MAX: usize = 8;
@@ -133,7 +135,7 @@ pub async fn run(command: VdiskCommand, cluster: &Cluster) -> Result<(), Failure
             show_info("resized", &info, format)
         }
         VdiskCommand::Delete { name, format } => {
-            let ask = Ask { name: &name, method: method::DELETE_VDISK, limit: LIMIT };
+            let ask = Ask { name: &name, method: method::DELETE_VDISK, limit: DELETE_LIMIT };
             let () = routers.ask(ask, &VdiskName { name: name.clone() }).await?;
             match format {
                 Format { json: true } => print_json(&json!({"name": name, "deleted": true})),
@@ -292,9 +294,9 @@ fn failure(name: &str, error: &CallError) -> Failure {
         Some(code::EXISTS) => Failure::failed(format!(
             "vDisk {name} exists already; `holdfast vdisk show {name}` shows it"
         )),
-        Some(code::IN_USE) => {
-            Failure::failed(format!("vDisk {name}: {error}; disconnect its NBD clients first"))
-        }
+        Some(code::IN_USE) => Failure::failed(format!(
+            "vDisk {name} is in use: {error}. Disconnect its NBD clients; the edge lets go soon after the last one"
+        )),
         Some(_) => Failure::failed(format!("vDisk {name}: {error}")),
         None => Failure::unreachable(format!(
             "vDisk {name}: {error}; `holdfast status` shows which processes run"
@@ -476,7 +478,7 @@ mod tests {
             matches!(&not_found, Failure::NotFound(text) if text.contains("db") && text.contains("vdisk list"))
         );
         let in_use = failure("db", &refused(ErrorClass::Retry, code::IN_USE)).to_string();
-        assert!(in_use.contains("db") && in_use.contains("disconnect"), "{in_use}");
+        assert!(in_use.contains("db") && in_use.contains("Disconnect"), "{in_use}");
     }
 
     #[test]

@@ -122,6 +122,8 @@ fn router(table: &mut Table, cluster: &Cluster, choices: &Choices) {
 
 fn edge(table: &mut Table, cluster: &Cluster) {
     table.insert("routers".into(), endpoints(cluster, ProcessRole::Router));
+    // On one machine attaching again costs nothing, and who deletes a vDisk waits for the edge to let go.
+    table.insert("detach_after".into(), text("3s"));
     table.insert("nbd".into(), Value::Array(vec![text(&cluster.nbd)]));
 }
 

@@ -182,6 +182,7 @@ impl Router {
     }
 
     /// Claims the next epoch and recovers, in the order of P18.
+    #[expect(clippy::too_many_lines, reason = "the steps of a claim, one after the other")]
     pub fn open(&mut self, backend: &mut Backend) -> Result<(), Gap> {
         self.epoch = self.epoch.next();
         backend.raise(self.epoch);
@@ -303,7 +304,7 @@ impl Router {
             vdisk: VDISK,
             generation: self.generation,
             epoch,
-            incarnation: Incarnation(epoch.0.into()),
+            incarnation: Incarnation(epoch.0),
             size_bytes,
             applied: process.volume.applied().get(self.generation).to_wire(),
             last_lsn: process.volume.last_lsn(),
