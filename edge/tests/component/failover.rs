@@ -48,6 +48,8 @@ async fn a_verifying_load_survives_deaths_and_cuts() {
         "--iodepth=16",
         "--size=32M",
         "--io_size=64M",
+        // About a thousand requests at this rate outlast many deaths, however fast the machine is.
+        "--rate_iops=400",
         "--fsync=97",
         "--verify=crc32c",
         "--verify_fatal=1",
