@@ -127,6 +127,14 @@ impl Router {
         }
     }
 
+    /// What recovery found, for the trace.
+    pub fn describe(&self) -> String {
+        let Some(process) = &self.process else { return "down".to_owned() };
+        let volume = &process.volume;
+        let (epoch, committed, last) = (self.epoch, volume.committed_lsn(), volume.last_lsn());
+        format!("epoch {epoch}, LSN {committed} in the backend, {last} recovered")
+    }
+
     pub fn is_up(&self) -> bool {
         self.process.is_some()
     }

@@ -435,7 +435,7 @@ impl Life {
             self.phase = Phase::Gap;
             return;
         }
-        self.note(format_args!("router is up"));
+        self.note(format_args!("router is up: {}", self.router.describe()));
         self.world.wake(ROUTER, Duration::from_millis(30), Timer::Relieve);
     }
 
