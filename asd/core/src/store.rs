@@ -68,6 +68,16 @@ impl Head {
     }
 }
 
+/// The end of a given-up lap: what a failed write left there may come back, and nothing may be built on top before it is
+/// wiped. The next lap's word for where this one ended isn't enough, since that lap can be freed before this one.
+#[derive(Debug, Clone, Copy)]
+struct Doubt {
+    file: FileId,
+    len: u64,
+    lap: Lap,
+    from: u64,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Health {
     Good,
@@ -106,6 +116,7 @@ pub struct Store<D, I> {
     head: Option<Head>,
     /// The newest lap and where it ends; the next head names both.
     last: (Lap, u64),
+    doubt: Option<Doubt>,
     free: Vec<FileId>,
     next_file: u32,
     health: Health,
@@ -291,6 +302,9 @@ impl<D: Disk, I: Index> Store<D, I> {
 
     /// The head's unsynced end is in doubt: nothing more is appended to this lap, and the next one says where it ended.
     fn write_failed(&mut self, error: &DiskError, now: Now) {
+        if let Some(Head { file, len, lap, next, .. }) = self.head {
+            self.doubt = Some(Doubt { file, len, lap, from: next.offset });
+        }
         self.give_up_head();
         match error {
             DiskError::NoSpace => self.no_space = true,
@@ -320,6 +334,10 @@ impl<D: Disk, I: Index> Store<D, I> {
         if !limits.allows(self.ledger.allocated(), len, purpose) {
             return Err(NoHead::Full);
         }
+        if let Err(error) = self.wipe_doubt() {
+            self.write_failed(&error, now);
+            return Err(NoHead::Failed);
+        }
         let reused = if len == limits.segment() { self.free.pop() } else { None };
         let file = match reused {
             Some(file) => file,
@@ -342,6 +360,23 @@ impl<D: Disk, I: Index> Store<D, I> {
         self.last = (lap, HEADER_ROOM);
         self.ledger.rows.insert(lap, SegmentRow { file, len, used: HEADER_ROOM, live: 0 });
         Ok(())
+    }
+
+    /// Durably removes what a failed write may have left behind the end of the lap before.
+    fn wipe_doubt(&mut self) -> Result<(), DiskError> {
+        let Some(Doubt { file, len, lap, from }) = self.doubt else { return Ok(()) };
+        let left = compact::walk_lap(&self.disk, self.options.osd, file, (from, len), lap)?;
+        self.wipe(file, left.iter().map(|record| record.offset))?;
+        self.doubt = None;
+        Ok(())
+    }
+
+    /// Durably makes records at these offsets ones that never were.
+    fn wipe(&mut self, file: FileId, offsets: impl Iterator<Item = u64>) -> Result<(), DiskError> {
+        for offset in offsets {
+            self.disk.write(file, offset, &[Bytes::from_static(&[0; FIXED_LEN])])?;
+        }
+        self.disk.sync(file)
     }
 
     /// Files kept for reuse are given back where they stand in the way.

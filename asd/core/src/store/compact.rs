@@ -108,7 +108,7 @@ impl<D: Disk, I: Index> Store<D, I> {
     fn begin(&mut self) -> Progress {
         let Some(lap) = self.next_victim() else { return Progress::Idle };
         let row = self.ledger.rows[&lap];
-        match walk_lap(&self.disk, self.options.osd, row.file, row.len, lap) {
+        match walk_lap(&self.disk, self.options.osd, row.file, (HEADER_ROOM, row.len), lap) {
             Ok(records) => {
                 let todo: VecDeque<Placed> =
                     records.into_iter().filter(|record| record.offset < row.used).collect();
@@ -206,6 +206,7 @@ impl<D: Disk, I: Index> Store<D, I> {
             return Progress::Blocked;
         }
         self.pinned.remove(&victim.lap);
+        self.doubt = self.doubt.filter(|doubt| doubt.lap != victim.lap);
         if let Err(error) = self.free_file(victim.file, victim.len, victim.lap) {
             // It is found and freed at the next start. Until then nothing more is compacted, since a tombstone that
             // hid a put of this segment must stay while it can come back.
@@ -229,15 +230,15 @@ impl<D: Disk, I: Index> Store<D, I> {
     }
 }
 
-/// All records of `lap` in `file`.
+/// All records of `lap` from an offset of `file` to its length.
 pub(super) fn walk_lap(
     disk: &impl Disk,
     osd: model::OsdId,
     file: FileId,
-    len: u64,
+    (from, len): (u64, u64),
     lap: Lap,
 ) -> Result<Vec<Placed>, DiskError> {
-    let mut walk = Walk::new(osd, Lap(lap.0.saturating_sub(1)), len, HEADER_ROOM);
+    let mut walk = Walk::new(osd, Lap(lap.0.saturating_sub(1)), len, from);
     let mut found = Vec::new();
     loop {
         match walk.step() {

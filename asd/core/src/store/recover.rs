@@ -10,7 +10,7 @@
 //! Invariant: the order of records per key, and so what a reader sees, doesn't depend on which of the two ways was taken.
 
 use super::{Counters, checkpoint_of};
-use super::{FREE_KEPT, Head, Health, Options, RETRY_AFTER, Store, location};
+use super::{Doubt, FREE_KEPT, Head, Health, Options, RETRY_AFTER, Store, location};
 use crate::crc;
 use crate::disk::{Disk, DiskError, FileId};
 use crate::index::{Batch, Checkpoint, Durability, Index, IndexError, SegmentRow};
@@ -101,6 +101,7 @@ impl<D: Disk, I: Index> Store<D, I> {
             ledger: Ledger::default(),
             head: None,
             last: (Lap(0), 0),
+            doubt: None,
             free: Vec::new(),
             next_file: 1,
             health: Health::Good,
@@ -301,12 +302,9 @@ impl<D: Disk, I: Index> Store<D, I> {
     /// Wipes what the crash left behind the end, syncs what is accepted, and goes on there.
     fn continue_lap(&mut self, lap: Lap, source: &Source, settled: &Settled, now: Now) {
         let file = source.survey.file;
-        let wiped: Result<(), DiskError> = settled.leftovers.iter().try_for_each(|offset| {
-            let zeroes = Bytes::from_static(&[0; crate::record::FIXED_LEN]);
-            self.disk.write(file, *offset, &[zeroes])
-        });
+        let wiped = self.wipe(file, settled.leftovers.iter().copied());
         self.last = (lap, settled.end.offset);
-        match wiped.and_then(|()| self.disk.sync(file)) {
+        match wiped {
             Ok(()) => {
                 let vouched = settled.accepted.iter().map(|record| record.synced).max();
                 self.head = Some(Head {
@@ -319,6 +317,8 @@ impl<D: Disk, I: Index> Store<D, I> {
                 });
             }
             Err(_) => {
+                let (len, from) = (source.survey.len, settled.end.offset);
+                self.doubt = Some(Doubt { file, len, lap, from });
                 self.counters.io_errors += 1;
                 self.health = Health::ReadOnly { retry_at: now.plus(RETRY_AFTER) };
             }
@@ -392,6 +392,9 @@ impl<D: Disk, I: Index> Store<D, I> {
             self.free_file(survey.file, survey.len, *lap)?;
         }
         for survey in &plan.free {
+            // The header that frees it may still be in the page cache of a killed process. Were it lost later, its records
+            // would be back after the tombstones that hide them have gone.
+            self.disk.sync(survey.file)?;
             let reusable = survey.has_header && survey.len == self.options.limits.segment();
             if reusable && self.free.len() < FREE_KEPT {
                 self.free.push(survey.file);
