@@ -1,4 +1,4 @@
-//! The house's own tools: `cargo xtask ci|tidy|soak|bench`.
+//! The house's own tools: `cargo xtask ci|tidy|mutate|soak|bench`.
 //!
 //! CI and a person run the same commands, so that nothing is green in one place only. Written in Rust rather than
 //! shell, because the rules it holds (who may import whom, what a source file must look like) deserve tests of their own.
@@ -7,6 +7,7 @@
 
 mod ci;
 mod long_runs;
+mod mutate;
 mod tidy;
 
 use std::path::PathBuf;
@@ -31,6 +32,15 @@ enum Command {
     },
     /// Check the import arrows and the shape of manifests and source files
     Tidy,
+    /// Put named faults back into a copy of the sources, one by one: each must be caught (not part of CI)
+    Mutate {
+        /// Only this one; may be repeated
+        #[arg(long, value_name = "NAME")]
+        only: Vec<String>,
+        /// Say which there are, and whether they still apply
+        #[arg(long)]
+        list: bool,
+    },
     /// Long crash and loss tests (HOLDFAST_SOAK=1), one at a time; arguments go to nextest
     Soak {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -48,6 +58,7 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Ci { stage } => ci::run(&root, stage),
         Command::Tidy => tidy::run(&root),
+        Command::Mutate { only, list } => mutate::run(&root, &mutate::Options { only, list }),
         Command::Soak { args } => long_runs::soak(&root, &args),
         Command::Bench { args } => long_runs::bench(&root, &args),
     };

@@ -72,7 +72,7 @@ fn read_members(
 }
 
 /// What is under version control, and what is new and not ignored: tidy should warn before the commit.
-fn known_files(root: &Path) -> anyhow::Result<Vec<String>> {
+pub fn known_files(root: &Path) -> anyhow::Result<Vec<String>> {
     let output = Command::new("git")
         .current_dir(root)
         .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"])

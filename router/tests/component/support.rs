@@ -11,7 +11,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use model::VdiskId;
+use model::{LogId, VdiskId};
+use router_core::log::{Scan, Scanner};
 use runtime::endpoint::Endpoint;
 use runtime::net::Listener;
 use runtime::peer::Identity;
@@ -132,6 +133,20 @@ impl World {
     /// Removes a part of the first router's data.
     pub fn remove(&self, what: &str) {
         std::fs::remove_dir_all(self.path("router-1").join(what)).unwrap();
+    }
+
+    /// What the log of the first router holds, while it doesn't run.
+    pub fn scan_log(&self) -> Scan {
+        let dir = self.path("router-1").join("log");
+        let identity = std::fs::read_to_string(dir.join("id")).unwrap();
+        let (id, size) = identity.trim().split_once(' ').unwrap();
+        let id = LogId(u64::from_str_radix(id, 16).unwrap());
+        let mut scanner = Scanner::new(id, size.parse().unwrap());
+        for file in 0.. {
+            let Ok(bytes) = std::fs::read(dir.join(format!("seg-{file:04}"))) else { break };
+            scanner.add_file(file, &bytes);
+        }
+        scanner.finish().unwrap()
     }
 
     pub fn vdisk(&self, name: &str) -> VdiskRecord {
