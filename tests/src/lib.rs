@@ -21,11 +21,13 @@
 pub mod binary;
 pub mod cluster;
 pub mod history;
+pub mod measure;
 pub mod mount;
 pub mod nbd;
 pub mod pattern;
 pub mod stamp;
 pub mod steps;
+pub mod syscalls;
 pub mod tool;
 pub mod workload;
 
