@@ -19,7 +19,7 @@ setup: ## install what is missing, compile RocksDB once (about 20 minutes the fi
 
 up: setup ## build the release and run a cluster on this machine; ARGS="--asds 6 …"
 	@$(with_env) cargo build --locked --release --package holdfast
-	@exec target/release/holdfast up $(ARGS)
+	@exec "$${CARGO_TARGET_DIR:-target}/release/holdfast" up $(ARGS)
 
 demo: setup ## the tour: a filesystem on a vDisk, disks killed under it, files compared
 	@$(with_env) cargo build --locked --release --package holdfast

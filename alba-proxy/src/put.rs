@@ -188,7 +188,10 @@ impl Proxy {
         // Drawn anew for every attempt, never used twice (P21).
         let attempt = AttemptId(runtime::random::u128());
         let (object, checksum) = (request.object.to_bytes(), request.checksum);
-        let (policy, compression) = (decided.policy, decided.preset.compression);
+        let (policy, mut compression) = (decided.policy, decided.preset.compression);
+        if self.workers.are_busy() {
+            compression = compression.under_load();
+        }
         let (protection, frame_size) = (decided.protection, decided.frame_size);
         let job = move |encoder: &mut codec::Encoder| {
             if codec::crc32c(&payload) != checksum {

@@ -10,6 +10,7 @@ use tokio::sync::Semaphore;
 const INLINE_BYTES: usize = 128 << 10;
 
 pub struct Workers {
+    threads: usize,
     permits: Arc<Semaphore>,
     encoders: Arc<Mutex<Vec<Encoder>>>,
     decoders: Arc<Mutex<Vec<Decoder>>>,
@@ -35,10 +36,16 @@ impl Workers {
     pub fn new() -> Self {
         let threads = std::thread::available_parallelism().map_or(2, std::num::NonZero::get).min(8);
         Self {
+            threads,
             permits: Arc::new(Semaphore::new(threads)),
             encoders: Arc::default(),
             decoders: Arc::default(),
         }
+    }
+
+    /// Whether another job is under way, so that speed helps more than size.
+    pub fn are_busy(&self) -> bool {
+        self.permits.available_permits() < self.threads
     }
 
     /// Runs a job that takes milliseconds on a thread of its own, when one is free.

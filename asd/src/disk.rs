@@ -11,10 +11,11 @@
 use asd_core::disk::{Disk, DiskError, FileId, ReadAt};
 use bytes::Bytes;
 use rustix::fs::FallocateFlags;
-use rustix::io::Errno;
+use rustix::io::{Errno, ReadWriteFlags};
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -115,6 +116,31 @@ impl ReadAt for Files {
         let mut bytes = vec![0; len];
         open.read_exact_at(&mut bytes, offset).map_err(|error| disk_error(&error))?;
         Ok(bytes)
+    }
+}
+
+/// Files as far as they are in the page cache: what would take a read from the disk sets `blocked` instead.
+pub(crate) struct Cached<'a> {
+    pub files: &'a Files,
+    pub blocked: &'a Cell<bool>,
+}
+
+impl ReadAt for Cached<'_> {
+    fn read_at(&self, file: FileId, offset: u64, len: usize) -> Result<Vec<u8>, DiskError> {
+        let open = self.files.get(file)?;
+        let mut bytes = vec![0; len];
+        let read = rustix::io::preadv2(
+            &*open,
+            &mut [IoSliceMut::new(&mut bytes)],
+            offset,
+            ReadWriteFlags::NOWAIT,
+        );
+        if read == Ok(len) {
+            return Ok(bytes);
+        }
+        // Whatever the reason, a thread that may wait finds it out.
+        self.blocked.set(true);
+        Err(DiskError::Io("not in memory".to_owned()))
     }
 }
 

@@ -29,7 +29,23 @@ mod vdisk;
 use clap::Parser;
 use std::process::ExitCode;
 
+/// Builds for development count allocations, for the tests that keep them from growing; releases pay nothing for it.
+#[cfg(debug_assertions)]
+#[global_allocator]
+static ALLOCATOR: &stats_alloc::StatsAlloc<std::alloc::System> = &stats_alloc::INSTRUMENTED_SYSTEM;
+
+#[cfg(debug_assertions)]
+fn allocations() -> runtime::status::Allocations {
+    let stats = ALLOCATOR.stats();
+    runtime::status::Allocations {
+        count: model::u64_of(stats.allocations + stats.reallocations),
+        bytes: model::u64_of(stats.bytes_allocated),
+    }
+}
+
 fn main() -> ExitCode {
+    #[cfg(debug_assertions)]
+    runtime::status::tell_allocations(allocations);
     match cli::run(cli::Cli::parse()) {
         Ok(code) => code,
         Err(failure) => {

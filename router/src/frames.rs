@@ -40,14 +40,15 @@ pub enum ReadError {
 
 /// Which frame of which SCO.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct FrameKey {
+pub struct FrameKey {
     vdisk: VdiskId,
     number: ScoNumber,
     index: u32,
 }
 
 impl FrameKey {
-    const fn of(vdisk: VdiskId, location: Location) -> Self {
+    #[must_use]
+    pub const fn of(vdisk: VdiskId, location: Location) -> Self {
         Self { vdisk, number: location.number(), index: location.slot() / GROUP }
     }
 }
@@ -84,11 +85,11 @@ impl Frames {
     }
 
     #[must_use]
-    pub fn cached(&self, vdisk: VdiskId, location: Location) -> Option<Frame> {
-        self.shared.cache.get(&FrameKey::of(vdisk, location))
+    pub fn cached(&self, key: &FrameKey) -> Option<Frame> {
+        self.shared.cache.get(key)
     }
 
-    /// Starts fetching what isn't cached of these locations, all of one SCO; the receivers get the frames.
+    /// Starts fetching the frames of these locations, all of one SCO, that aren't cached; one result per location, in order.
     pub fn fetch(&self, object: ObjectId, locations: &[Location]) -> Vec<Fetched> {
         let mut mine = Vec::new();
         let mut fetched = Vec::new();

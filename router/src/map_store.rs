@@ -10,12 +10,12 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use model::{Cluster, Epoch, Lsn, MapGeneration, ObjectId, ScoNumber, VdiskId};
+use model::{Epoch, Lsn, MapGeneration, ObjectId, ScoNumber, VdiskId};
 use quick_cache::sync::Cache;
 use rocksdb::{DB, DBCompressionType, IteratorMode, Options, WriteBatch, WriteOptions};
 use router_core::crc32c;
 use router_core::map::{Delta, Totals};
-use router_core::page::{Location, Page, page_key, place};
+use router_core::page::{Page, page_key};
 use router_core::tlog::Tlog;
 use wire::{Decode, Encode, Reader};
 
@@ -263,12 +263,11 @@ impl MapStore {
         Some(ObjectId { vdisk, epoch: *epoch, number })
     }
 
-    /// The location of a cluster, if memory knows: `None` = ask [`Self::load`] first.
+    /// A page, if memory has it: `None` = [`Self::load`] it.
     #[must_use]
-    pub fn peek(&self, vdisk: VdiskId, cluster: Cluster) -> Option<Option<Location>> {
-        let (page, index) = place(cluster);
+    pub fn peek(&self, vdisk: VdiskId, page: u64) -> Option<Arc<Page>> {
         match self.known(vdisk, page) {
-            Ok(Known::Page(page)) => Some(page.get(index)),
+            Ok(Known::Page(page)) => Some(page),
             Ok(Known::Ask(_)) | Err(_) => None,
         }
     }

@@ -9,13 +9,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use model::{ByteRange, Cluster, ClusterRange, ObjectId, ScoNumber, VdiskId};
 use router_core::overlay::{Lookup, RunKind};
-use router_core::page::{Location, PAGE_CLUSTERS};
+use router_core::page::{Location, PAGE_CLUSTERS, Page, place};
+use router_core::sco::Frame;
 use router_core::{CLUSTER, crc32c, plan};
 use runtime::rpc::Responder;
 use wire::WireError;
 use wire::router::{Extent, ExtentKind, Extents, ReadDone};
 
-use crate::frames::{Fetched, ReadError};
+use crate::frames::{Fetched, FrameKey, ReadError};
 use crate::map_store::MapError;
 use crate::router::{Router, unreadable};
 use crate::state::Slot;
@@ -44,6 +45,47 @@ enum Probe {
     Page,
 }
 
+/// Pages and frames in memory. Neighbours mostly share both, so the last ones are kept at hand.
+struct Memory<'a> {
+    router: &'a Router,
+    vdisk: VdiskId,
+    page: Option<(u64, Option<Arc<Page>>)>,
+    frame: Option<(FrameKey, Option<Frame>)>,
+}
+
+impl Memory<'_> {
+    fn probe(&mut self, cluster: Cluster) -> Probe {
+        let (number, index) = place(cluster);
+        let page = match &self.page {
+            Some((last, page)) if *last == number => page,
+            Some(_) | None => {
+                let page = self.router.maps.peek(self.vdisk, number);
+                &self.page.insert((number, page)).1
+            }
+        };
+        match page.as_ref().map(|page| page.get(index)) {
+            Some(None) => Probe::Known(Content::Zero),
+            Some(Some(location)) => self.probe_frame(cluster, location),
+            None => Probe::Page,
+        }
+    }
+
+    fn probe_frame(&mut self, cluster: Cluster, location: Location) -> Probe {
+        let key = FrameKey::of(self.vdisk, location);
+        let frame = match &self.frame {
+            Some((last, frame)) if *last == key => frame,
+            Some(_) | None => {
+                let frame = self.router.frames.cached(&key);
+                &self.frame.insert((key, frame)).1
+            }
+        };
+        match frame.as_ref().and_then(|frame| frame.cluster(location, cluster).ok()) {
+            Some((data, checksum)) => Probe::Known(Content::Data(data, checksum)),
+            None => Probe::At(location),
+        }
+    }
+}
+
 impl From<MapError> for ReadError {
     fn from(error: MapError) -> Self {
         match error {
@@ -60,25 +102,14 @@ impl Router {
             Some(Slot::Serving(serving)) => Some(&serving.core.overlay),
             Some(Slot::Opening | Slot::Gap(_) | Slot::Fenced(_) | Slot::Deleting) | None => None,
         };
+        let mut memory = Memory { router: self, vdisk, page: None, frame: None };
         clusters
             .map(|cluster| match overlay.map_or(Lookup::Below, |overlay| overlay.lookup(cluster)) {
                 Lookup::Data(data, checksum) => Probe::Known(Content::Data(data, checksum)),
                 Lookup::Unmapped => Probe::Known(Content::Zero),
-                Lookup::Below => match self.maps.peek(vdisk, cluster) {
-                    Some(None) => Probe::Known(Content::Zero),
-                    Some(Some(location)) => self.probe_frame(vdisk, cluster, location),
-                    None => Probe::Page,
-                },
+                Lookup::Below => memory.probe(cluster),
             })
             .collect()
-    }
-
-    fn probe_frame(&self, vdisk: VdiskId, cluster: Cluster, location: Location) -> Probe {
-        let cached = self.frames.cached(vdisk, location);
-        match cached.and_then(|frame| frame.cluster(location, cluster).ok()) {
-            Some((data, checksum)) => Probe::Known(Content::Data(data, checksum)),
-            None => Probe::At(location),
-        }
     }
 
     /// The content of clusters, if memory has all of it.
@@ -158,23 +189,31 @@ impl Router {
         cold: BTreeMap<ScoNumber, Vec<(usize, Location)>>,
         contents: &mut [Option<Content>],
     ) -> Result<(), ReadError> {
-        let mut coming: Vec<(usize, Location, ObjectId, Fetched)> = Vec::new();
+        let mut coming: Vec<(ObjectId, Fetched, Vec<(usize, Location)>)> = Vec::new();
         for (number, wanted) in cold {
             let object = self.maps.object(vdisk, number).ok_or_else(|| {
                 ReadError::Map(format!("SCO {number} of vDisk {vdisk} has no known epoch"))
             })?;
-            let locations: Vec<Location> = wanted.iter().map(|(_, location)| *location).collect();
+            let frame_of = |(_, location): &(usize, Location)| FrameKey::of(vdisk, *location);
+            let by_frame = wanted.chunk_by(|one, next| frame_of(one) == frame_of(next));
+            let by_frame: Vec<Vec<(usize, Location)>> = by_frame.map(<[_]>::to_vec).collect();
+            let locations: Vec<Location> = by_frame.iter().map(|wanted| wanted[0].1).collect();
             let fetched = self.frames.fetch(object, &locations);
             coming.extend(
-                wanted.into_iter().zip(fetched).map(|((at, l), fetched)| (at, l, object, fetched)),
+                fetched
+                    .into_iter()
+                    .zip(by_frame)
+                    .map(|(fetched, wanted)| (object, fetched, wanted)),
             );
         }
-        for (index, location, object, fetched) in coming {
+        for (object, fetched, wanted) in coming {
             let frame = fetched.get().await?;
-            let (data, checksum) = frame
-                .cluster(location, clusters[index])
-                .map_err(|error| ReadError::Damaged { object, reason: error.to_string() })?;
-            contents[index] = Some(Content::Data(data, checksum));
+            for (index, location) in wanted {
+                let (data, checksum) = frame
+                    .cluster(location, clusters[index])
+                    .map_err(|error| ReadError::Damaged { object, reason: error.to_string() })?;
+                contents[index] = Some(Content::Data(data, checksum));
+            }
         }
         Ok(())
     }

@@ -18,7 +18,7 @@ use model::OsdId;
 use wire::asd::{BLOCK, GetStatus};
 
 /// A gap between header and first wanted block that is read along rather than read around.
-const READ_ALONG: usize = 64 << 10;
+const READ_ALONG: usize = 8 << 10;
 /// How often a record may move while it is read.
 const MOVES_MAX: usize = 8;
 /// `len` of a request that means "to the end".

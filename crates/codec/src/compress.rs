@@ -4,7 +4,7 @@
 //! straight into its place in the sealed stream, and decompress it into a buffer of the known size.
 //!
 //! Why so: compression costs more than all other stages together. Adaptive mode therefore first looks at
-//! 1 KiB of the frame, and leaves alone what looks like noise; a frame that saves less than an eighth is
+//! 1 KiB of the frame, and leaves alone what looks like noise; under load it takes a faster level. A frame that saves less than an eighth is
 //! stored raw, so that reading it costs nothing.
 //!
 //! Invariant: a compressed frame is strictly shorter than its plain bytes. Decompression never writes or
@@ -19,6 +19,9 @@ pub struct Level(i8);
 impl Level {
     /// What a preset uses that says nothing: a third of the CPU of zstd's own default.
     pub const DEFAULT: Self = Self(1);
+
+    /// What adaptive mode uses under load.
+    pub const HURRIED: Self = Self(-2);
 
     /// Levels -7 (fastest) to 19 (smallest) except 0, which zstd reads as "your default".
     #[must_use]
@@ -41,6 +44,18 @@ pub enum Compression {
     Adaptive(Level),
     /// Every frame is tried.
     Always(Level),
+}
+
+impl Compression {
+    /// What to do while other objects wait for the processor: adaptive mode then takes the speed of the fast levels, which
+    /// leave literals as they are, over their size. Who asked for "always" gets what they asked for.
+    #[must_use]
+    pub fn under_load(self) -> Self {
+        match self {
+            Self::Adaptive(level) => Self::Adaptive(level.min(Level::HURRIED)),
+            Self::Off | Self::Always(_) => self,
+        }
+    }
 }
 
 /// zstd itself failed or the data is not what the frame table says.

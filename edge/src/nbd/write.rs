@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 /// Replies taken along at once.
 const BATCH: usize = 64;
 /// Pieces of one vectored write.
-const SLICES: usize = 128;
+const SLICES: usize = 320;
 
 /// Ends when nobody can send replies any more.
 pub async fn run<W: AsyncWrite + Unpin>(

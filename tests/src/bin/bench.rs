@@ -1,10 +1,13 @@
 //! `cargo xtask bench`: the same fio jobs against Holdfast and, in the same run, against plain NBD servers.
 //!
-//! Machines differ and are busy, so what counts is the ratio within one run: rounds are interleaved, and the median is
-//! shown. The plain servers are `nbdkit memory` (no disk at all) and `nbdkit file` (one file on this disk, no
-//! redundancy): neither does what Holdfast does, they say what the machine can do.
+//! Machines differ and are busy, so what counts is the ratio within one run: rounds are interleaved, and medians are
+//! shown with the least and the most. The plain servers say what the machine can do: `nbdkit memory` (no disk at all),
+//! `nbdkit file` and `qemu-nbd` with `O_DIRECT` (one raw file on this disk, no redundancy).
 //!
-//! Invariant: every figure comes with its ratio, and data is incompressible unless said otherwise.
+//! After each job that writes, Holdfast is told to bring everything to the backend, and that counts towards its CPU time
+//! and device bytes: nothing is left to pay later.
+//!
+//! Invariant: every figure comes with its ratio.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,25 +18,29 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Parser;
 use holdfast_tests::cluster::{Cluster, Options, wait_until};
+use holdfast_tests::measure::{self, Group};
 use holdfast_tests::tool::{Running, Tool};
 use serde_json::{Value, json};
+
+/// Size of the vDisk and of the plain servers' disks.
+const DISK: &str = "8G";
 
 #[derive(Parser)]
 #[command(about = "fio against Holdfast and plain NBD servers, as ratios")]
 struct Cli {
     /// Rounds; the median of each figure is shown
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 5)]
     rounds: usize,
-    /// Seconds per job and server
+    /// Seconds per job and server, for jobs that aren't a fixed amount of data
     #[arg(long, default_value_t = 5)]
     seconds: u64,
-    /// MiB of the vDisk that the jobs use
-    #[arg(long, default_value_t = 512)]
+    /// MiB that sustained jobs write: twice what a router keeps before it makes writers wait
+    #[arg(long, default_value_t = 1024)]
     mib: u64,
     /// Percent of each block that compresses away
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 50)]
     compressible: u32,
-    /// Only jobs whose name contains this
+    /// Only jobs whose name contains this; what they read is written first all the same
     #[arg(long, default_value = "")]
     only: String,
     /// Write all figures here, as JSON
@@ -44,38 +51,117 @@ struct Cli {
     up: Vec<String>,
 }
 
-struct Job {
-    name: &'static str,
-    args: &'static [&'static str],
+/// What a job reads or overwrites, and how long it goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Extent {
+    /// `--mib` of data over `--mib` of disk.
+    Sustained,
+    /// `--seconds` over `--mib`.
+    Timed,
+    /// `--seconds` over a quarter of the router's read cache, read once before.
+    Warm,
+    /// `--seconds` over eight times the router's read cache.
+    Cold,
 }
 
+const WARM_MIB: u64 = 64;
+const COLD_MIB: u64 = 2048;
+
+struct Job {
+    name: &'static str,
+    extent: Extent,
+    args: &'static [&'static str],
+    /// The plain server that the job is held against, and the least ratio that is promised.
+    promise: Option<(Plain, f64)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Plain {
+    Memory,
+    File,
+    Qemu,
+}
+
+const PLAIN: [(Plain, &str); 3] =
+    [(Plain::Memory, "nbdkit memory"), (Plain::File, "nbdkit file"), (Plain::Qemu, "qemu-nbd")];
+
 /// In this order: the reads find what the writes wrote.
-const JOBS: [Job; 6] = [
-    Job { name: "seq write 1M qd8", args: &["--rw=write", "--bs=1M", "--iodepth=8"] },
-    Job { name: "seq read 1M qd8", args: &["--rw=read", "--bs=1M", "--iodepth=8"] },
-    Job { name: "rand write 4k qd32", args: &["--rw=randwrite", "--bs=4k", "--iodepth=32"] },
-    Job { name: "rand read 4k qd32", args: &["--rw=randread", "--bs=4k", "--iodepth=32"] },
-    Job { name: "rand write 4k qd1", args: &["--rw=randwrite", "--bs=4k", "--iodepth=1"] },
-    Job {
-        name: "write+fsync 4k qd1",
-        args: &["--rw=randwrite", "--bs=4k", "--iodepth=1", "--fsync=1"],
-    },
+const JOBS: [Job; 12] = [
+    job("seq write 1M qd8", Extent::Sustained, &["--rw=write", "--bs=1M", "--iodepth=8"])
+        .at_least(Plain::Qemu, 0.3),
+    job("seq read 1M qd8", Extent::Timed, &["--rw=read", "--bs=1M", "--iodepth=8"])
+        .at_least(Plain::Qemu, 0.4),
+    job("rand read 4k qd32 warm", Extent::Warm, &["--rw=randread", "--bs=4k", "--iodepth=32"])
+        .at_least(Plain::Memory, 0.5),
+    job("rand read 4k qd32 cold", Extent::Cold, &["--rw=randread", "--bs=4k", "--iodepth=32"])
+        .at_least(Plain::Memory, 0.3),
+    job("rand read 4k qd1 warm", Extent::Warm, &["--rw=randread", "--bs=4k", "--iodepth=1"]),
+    job("rand write 4k qd32", Extent::Sustained, &["--rw=randwrite", "--bs=4k", "--iodepth=32"])
+        .at_least(Plain::File, 0.3),
+    job(
+        "rand write 4k qd32 flush/32",
+        Extent::Timed,
+        &["--rw=randwrite", "--bs=4k", "--iodepth=32", "--fsync=32"],
+    ),
+    job(
+        "rand write 4k qd32 flush/1",
+        Extent::Timed,
+        &["--rw=randwrite", "--bs=4k", "--iodepth=32", "--fsync=1"],
+    ),
+    job("rand write 4k qd1", Extent::Timed, &["--rw=randwrite", "--bs=4k", "--iodepth=1"]),
+    job(
+        "write+flush 4k qd1",
+        Extent::Timed,
+        &["--rw=randwrite", "--bs=4k", "--iodepth=1", "--fsync=1"],
+    )
+    .at_least(Plain::Qemu, 0.4),
+    job(
+        "70/30 mix 4k qd32",
+        Extent::Timed,
+        &["--rw=randrw", "--rwmixread=70", "--bs=4k", "--iodepth=32"],
+    ),
+    job("seq read after random", Extent::Timed, &["--rw=read", "--bs=1M", "--iodepth=8"]),
 ];
 
+const fn job(name: &'static str, extent: Extent, args: &'static [&'static str]) -> Job {
+    Job { name, extent, args, promise: None }
+}
+
+impl Job {
+    const fn at_least(self, than: Plain, ratio: f64) -> Self {
+        Self { promise: Some((than, ratio)), ..self }
+    }
+
+    fn writes(&self) -> bool {
+        !self.args[0].ends_with("read")
+    }
+
+    fn mib(&self, cli: &Cli) -> u64 {
+        match self.extent {
+            Extent::Sustained | Extent::Timed => cli.mib,
+            Extent::Warm => WARM_MIB,
+            Extent::Cold => COLD_MIB,
+        }
+    }
+}
+
 /// One job on one server, once.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Default)]
 struct Figures {
     iops: f64,
     mib_per_second: f64,
     p99_us: f64,
-    /// CPU of the server's processes per I/O.
-    cpu_us: f64,
+    /// CPU of the server's processes per I/O, by role.
+    cpu_us: BTreeMap<String, f64>,
+    /// Bytes given to the device per byte written by the client.
+    device_bytes: Option<f64>,
 }
 
 struct Server {
     name: &'static str,
+    plain: Option<Plain>,
     uri: String,
-    pids: Vec<u32>,
+    group: Group,
 }
 
 fn main() -> ExitCode {
@@ -90,131 +176,221 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> anyhow::Result<()> {
     let dir = tempfile::Builder::new().prefix("hf-bench-").tempdir()?;
-    let options = Options { up: cli.up.clone(), ..Options::default() };
+    let options = Options { vdisks: vec![("demo", "8GiB")], up: cli.up.clone() };
     let cluster = Cluster::start(options)?;
-    let (memory, memory_uri) = nbdkit(dir.path(), "memory", &[&format!("{}M", cli.mib)])?;
-    let file = dir.path().join("disk");
-    fs::File::create(&file)?.set_len(cli.mib << 20)?;
-    let (plain, plain_uri) = nbdkit(dir.path(), "file", &[&file.display().to_string()])?;
-    let servers = [
-        Server { name: "holdfast", uri: cluster.uri("demo"), pids: cluster.pids() },
-        Server { name: "nbdkit memory", uri: memory_uri, pids: vec![memory.pid()] },
-        Server { name: "nbdkit file", uri: plain_uri, pids: vec![plain.pid()] },
-    ];
+    let (plain, _running) = plain_servers(dir.path())?;
+    let own = Server {
+        name: "holdfast",
+        plain: None,
+        uri: cluster.uri("demo"),
+        group: measure::cluster(&cluster)?,
+    };
+    let servers: Vec<Server> = std::iter::once(own).chain(plain).collect();
+    let chosen = || JOBS.iter().enumerate().filter(|(_, job)| job.name.contains(&cli.only));
+    let filled = chosen().map(|(_, job)| job.mib(cli)).max().context("no job has such a name")?;
+    for server in &servers {
+        eprintln!("filling {filled} MiB of {}", server.name);
+        fill(cli, server, filled)?;
+    }
+    cluster.holdfast(&["vdisk", "sync", "demo"])?;
     let mut all: BTreeMap<(usize, usize), Vec<Figures>> = BTreeMap::new();
-    for round in 0..cli.rounds {
-        for (number, job) in JOBS.iter().enumerate().filter(|(_, job)| job.name.contains(&cli.only))
-        {
+    for round in 1..=cli.rounds {
+        for (number, job) in chosen() {
             for (at, server) in servers.iter().enumerate() {
-                let figures = measure(cli, job, server)
+                let figures = one(cli, job, server, &cluster)
                     .with_context(|| format!("{} on {}", job.name, server.name))?;
-                eprintln!(
-                    "round {round}: {:<20} {:<14} {:>9.0} IOPS",
-                    job.name, server.name, figures.iops
-                );
+                let Figures { iops, .. } = figures;
+                eprintln!("round {round}: {:<28} {:<14} {iops:>9.0} IOPS", job.name, server.name);
                 all.entry((number, at)).or_default().push(figures);
             }
         }
     }
-    let medians: BTreeMap<_, _> =
-        all.into_iter().map(|(key, rounds)| (key, median(&rounds))).collect();
-    print(&servers, &medians);
+    let idle = measure::idle_share(&servers[0].group, Duration::from_secs(5));
+    let memory = servers[0].group.memory();
+    report(&servers, &all);
+    println!("memory by role, MiB: {}", listed(&memory, 1.0 / f64::from(1 << 20), 0));
+    println!("CPU of the idle cluster: {:.1} % of one core", idle * 100.0);
     if let Some(path) = &cli.json {
-        fs::write(path, format!("{:#}\n", document(cli, &servers, &medians)))?;
+        let mut document = document(cli, &servers, &all);
+        document["memory_bytes"] = json!(memory);
+        document["idle_cores"] = json!(idle);
+        fs::write(path, format!("{document:#}\n"))?;
     }
     Ok(())
 }
 
-fn nbdkit(dir: &Path, plugin: &str, args: &[&str]) -> anyhow::Result<(Running, String)> {
-    let socket = dir.join(format!("{plugin}.sock"));
-    let tool = Tool::new("nbdkit").args(["--foreground", "--unix"]).arg(&socket);
-    let running = tool.arg(plugin).args(args).spawn()?;
-    wait_until(Duration::from_secs(20), "nbdkit", || Ok(socket.exists()))?;
-    Ok((running, format!("nbd+unix:///?socket={}", socket.display())))
+fn plain_servers(dir: &Path) -> anyhow::Result<(Vec<Server>, Vec<Running>)> {
+    let (mut servers, mut all_running) = (Vec::new(), Vec::new());
+    for (plain, name) in PLAIN {
+        let socket = dir.join(format!("{plain:?}.sock"));
+        let disk = dir.join(format!("{plain:?}.disk"));
+        let nbdkit = Tool::new("nbdkit").args(["--foreground", "--unix"]).arg(&socket);
+        let file = || -> anyhow::Result<()> { Ok(fs::File::create(&disk)?.set_len(8 << 30)?) };
+        let tool = match plain {
+            Plain::Memory => nbdkit.args(["memory", DISK]),
+            Plain::File => {
+                file()?;
+                nbdkit.arg("file").arg(&disk)
+            }
+            Plain::Qemu => {
+                file()?;
+                Tool::new("qemu-nbd")
+                    .args(["--format=raw", "--cache=none", "--aio=threads", "--persistent"])
+                    .args(["--shared=4", "--socket"])
+                    .arg(&socket)
+                    .arg(&disk)
+            }
+        };
+        let running = tool.spawn()?;
+        wait_until(Duration::from_secs(20), name, || Ok(socket.exists()))?;
+        let group = Group::of([(name.to_owned(), running.pid())]);
+        let uri = format!("nbd+unix:///?socket={}", socket.display());
+        servers.push(Server { name, plain: Some(plain), uri, group });
+        all_running.push(running);
+    }
+    Ok((servers, all_running))
 }
 
-fn measure(cli: &Cli, job: &Job, server: &Server) -> anyhow::Result<Figures> {
-    let before = cpu_time(&server.pids);
-    let text = Tool::new("fio")
-        .args(["--name=bench", "--ioengine=nbd", "--output-format=json", "--time_based"])
-        .args(["--randrepeat=0", "--refill_buffers=1", "--group_reporting=1"])
+fn fio(cli: &Cli, server: &Server) -> Tool {
+    Tool::new("fio")
+        .args(["--name=bench", "--ioengine=nbd", "--output-format=json", "--randrepeat=0"])
+        .args(["--refill_buffers=1", "--group_reporting=1"])
         .arg(format!("--buffer_compress_percentage={}", cli.compressible))
         .arg(format!("--uri={}", server.uri))
-        .arg(format!("--size={}M", cli.mib))
-        .arg(format!("--runtime={}", cli.seconds))
-        .args(job.args)
-        .within(Duration::from_secs(cli.seconds + 240))
-        .run()?;
-    let cpu = cpu_time(&server.pids).saturating_sub(before);
+        .within(Duration::from_secs(cli.seconds + 900))
+}
+
+fn fill(cli: &Cli, server: &Server, mib: u64) -> anyhow::Result<()> {
+    let job = fio(cli, server).args(["--rw=write", "--bs=1M", "--iodepth=8"]);
+    job.arg(format!("--size={mib}M")).run().map(|_| ())
+}
+
+fn one(cli: &Cli, job: &Job, server: &Server, cluster: &Cluster) -> anyhow::Result<Figures> {
+    let mib = job.mib(cli);
+    let tool = fio(cli, server).arg(format!("--size={mib}M")).args(job.args);
+    let tool = match job.extent {
+        Extent::Sustained => tool,
+        Extent::Timed | Extent::Warm | Extent::Cold => {
+            tool.arg("--time_based").arg(format!("--runtime={}", cli.seconds))
+        }
+    };
+    if job.extent == Extent::Warm {
+        let read = fio(cli, server).args(["--rw=read", "--bs=1M", "--iodepth=4"]);
+        read.arg(format!("--size={mib}M")).run()?;
+    }
+    let before = server.group.used();
+    let text = tool.run()?;
+    if server.plain.is_none() && job.writes() {
+        cluster.holdfast(&["vdisk", "sync", "demo"])?;
+    }
+    let used = server.group.used().since(&before);
     // fio may print a line of its own before the document.
     let start = text.find('{').context("no JSON from fio")?;
     let report: Value = serde_json::from_str(&text[start..])?;
-    let direction = if job.args[0].contains("read") { "read" } else { "write" };
-    let figures = &report["jobs"][0][direction];
     let number = |value: &Value| value.as_f64().unwrap_or(0.0);
-    let total = number(&figures["total_ios"]).max(1.0);
+    let sum = |name: &str| {
+        number(&report["jobs"][0]["read"][name]) + number(&report["jobs"][0]["write"][name])
+    };
+    let direction = if job.writes() { "write" } else { "read" };
+    let p99 = &report["jobs"][0][direction]["clat_ns"]["percentile"]["99.000000"];
+    let total = sum("total_ios").max(1.0);
+    let written = number(&report["jobs"][0]["write"]["io_bytes"]);
+    let per_io = |cpu: Duration| cpu.as_secs_f64() * 1e6 / total;
     Ok(Figures {
-        iops: number(&figures["iops"]),
-        mib_per_second: number(&figures["bw_bytes"]) / f64::from(1 << 20),
-        p99_us: number(&figures["clat_ns"]["percentile"]["99.000000"]) / 1000.0,
-        cpu_us: cpu.as_secs_f64() * 1e6 / total,
+        iops: sum("iops"),
+        mib_per_second: sum("bw_bytes") / f64::from(1 << 20),
+        p99_us: number(p99) / 1000.0,
+        cpu_us: used.cpu.into_iter().map(|(role, cpu)| (role, per_io(cpu))).collect(),
+        device_bytes: (written > 0.0).then(|| used.device_bytes / written),
     })
 }
 
-/// User and system time of the processes.
-fn cpu_time(pids: &[u32]) -> Duration {
-    // The kernel counts in hundredths of a second whatever its own tick is.
-    const TICKS_PER_SECOND: u64 = 100;
-    let ticks = |pid: &u32| {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_whitespace().collect();
-        Some(fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?)
-    };
-    let total: u64 = pids.iter().filter_map(ticks).sum();
-    Duration::from_millis(total * 1000 / TICKS_PER_SECOND)
+/// Median, least and most.
+fn spread(rounds: &[Figures], of: impl Fn(&Figures) -> f64) -> (f64, f64, f64) {
+    let mut values: Vec<f64> = rounds.iter().map(of).collect();
+    values.sort_by(f64::total_cmp);
+    (values[values.len() / 2], values[0], values[values.len() - 1])
 }
 
-fn median(rounds: &[Figures]) -> Figures {
-    let middle = |of: fn(&Figures) -> f64| {
-        let mut values: Vec<f64> = rounds.iter().map(of).collect();
-        values.sort_by(f64::total_cmp);
-        values[values.len() / 2]
-    };
-    Figures {
-        iops: middle(|figures| figures.iops),
-        mib_per_second: middle(|figures| figures.mib_per_second),
-        p99_us: middle(|figures| figures.p99_us),
-        cpu_us: middle(|figures| figures.cpu_us),
-    }
-}
-
-fn print(servers: &[Server], medians: &BTreeMap<(usize, usize), Figures>) {
+fn report(servers: &[Server], all: &BTreeMap<(usize, usize), Vec<Figures>>) {
     println!(
-        "{:<20} {:<14} {:>10} {:>10} {:>10} {:>11} {:>9}",
-        "job", "server", "IOPS", "MiB/s", "p99 µs", "CPU µs/IO", "ratio"
+        "{:<28} {:<14} {:>8} {:>17} {:>8} {:>9} {:>7} {:>7} {:>10}",
+        "job", "server", "IOPS", "least … most", "MiB/s", "p99 µs", "CPU µs", "ratio", "promised"
     );
-    for ((number, at), figures) in medians {
-        let Figures { iops, mib_per_second, p99_us, cpu_us } = figures;
-        let ours = medians[&(*number, 0)].iops;
-        let ratio = if *at == 0 { String::new() } else { format!("{:.3}", ours / iops.max(1.0)) };
+    for ((number, at), rounds) in all {
+        let (job, server) = (&JOBS[*number], &servers[*at]);
+        let (iops, least, most) = spread(rounds, |figures| figures.iops);
+        let (mib, ..) = spread(rounds, |figures| figures.mib_per_second);
+        let (p99, ..) = spread(rounds, |figures| figures.p99_us);
+        let (cpu, ..) = spread(rounds, |figures| figures.cpu_us.values().sum());
+        let ratio = match server.plain {
+            None => String::new(),
+            Some(_) => format!("{:.2}", ratio(all, *number, *at)),
+        };
+        let promise = match (job.promise, server.plain) {
+            (Some((than, least)), Some(plain)) if than == plain => {
+                let kept = if ratio_is(all, *number, *at, least) { "kept" } else { "MISSED" };
+                format!("{least:.2} {kept}")
+            }
+            _ => String::new(),
+        };
+        let range = format!("{least:.0} … {most:.0}");
         println!(
-            "{:<20} {:<14} {iops:>10.0} {mib_per_second:>10.1} {p99_us:>10.0} {cpu_us:>11.1} {ratio:>9}",
-            JOBS[*number].name, servers[*at].name,
+            "{:<28} {:<14} {iops:>8.0} {range:>17} {mib:>8.1} {p99:>9.0} {cpu:>7.1} {ratio:>7} {promise:>10}",
+            job.name, server.name,
         );
     }
-    println!("ratio: Holdfast's IOPS as a share of that server's, medians of interleaved rounds");
+    println!(
+        "\nHoldfast by role: CPU µs per I/O (moving it to the backend included), device bytes"
+    );
+    for ((number, _), rounds) in all.iter().filter(|((_, at), _)| *at == 0) {
+        let roles: Vec<&String> = rounds[0].cpu_us.keys().collect();
+        let by_role: BTreeMap<String, f64> = roles
+            .into_iter()
+            .map(|role| (role.clone(), spread(rounds, |figures| figures.cpu_us[role]).0))
+            .collect();
+        let device = spread(rounds, |figures| figures.device_bytes.unwrap_or(0.0)).0;
+        let device = rounds[0]
+            .device_bytes
+            .map_or(String::new(), |_| format!("   device bytes per byte written: {device:.2}"));
+        println!("{:<28} {}{device}", JOBS[*number].name, listed(&by_role, 1.0, 1));
+    }
+    println!("ratio: Holdfast's IOPS as a share of that server's; medians of interleaved rounds");
 }
 
-fn document(cli: &Cli, servers: &[Server], medians: &BTreeMap<(usize, usize), Figures>) -> Value {
-    let rows = medians.iter().map(|((number, at), figures)| {
+fn ratio(all: &BTreeMap<(usize, usize), Vec<Figures>>, job: usize, at: usize) -> f64 {
+    let iops = |at: usize| spread(&all[&(job, at)], |figures| figures.iops).0;
+    iops(0) / iops(at).max(1.0)
+}
+
+fn ratio_is(
+    all: &BTreeMap<(usize, usize), Vec<Figures>>,
+    job: usize,
+    at: usize,
+    least: f64,
+) -> bool {
+    ratio(all, job, at) >= least
+}
+
+fn listed(values: &BTreeMap<String, f64>, scale: f64, digits: usize) -> String {
+    let each = values.iter().map(|(name, value)| format!("{name} {:.digits$}", value * scale));
+    each.collect::<Vec<_>>().join("  ")
+}
+
+fn document(cli: &Cli, servers: &[Server], all: &BTreeMap<(usize, usize), Vec<Figures>>) -> Value {
+    let rows = all.iter().map(|((number, at), rounds)| {
+        let (iops, least, most) = spread(rounds, |figures| figures.iops);
         json!({
             "job": JOBS[*number].name,
             "server": servers[*at].name,
-            "iops": figures.iops,
-            "mib_per_second": figures.mib_per_second,
-            "p99_us": figures.p99_us,
-            "cpu_us_per_io": figures.cpu_us,
-            "holdfast_iops_ratio": medians[&(*number, 0)].iops / figures.iops.max(1.0),
+            "iops": iops,
+            "iops_least": least,
+            "iops_most": most,
+            "mib_per_second": spread(rounds, |figures| figures.mib_per_second).0,
+            "p99_us": spread(rounds, |figures| figures.p99_us).0,
+            "cpu_us_per_io": spread(rounds, |figures| figures.cpu_us.values().sum()).0,
+            "device_bytes_per_byte": rounds[0].device_bytes,
+            "holdfast_iops_ratio": ratio(all, *number, *at),
         })
     });
     json!({
@@ -231,25 +407,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_median_is_taken_figure_by_figure() {
-        let figures = |value: f64| Figures {
-            iops: value,
-            mib_per_second: 10.0 - value,
-            p99_us: 1.0,
-            cpu_us: value,
-        };
-        let median = median(&[figures(1.0), figures(9.0), figures(2.0)]);
-        assert_eq!((median.iops, median.mib_per_second, median.cpu_us), (2.0, 8.0, 2.0));
-    }
-
-    #[test]
-    fn our_own_cpu_time_grows() {
-        let mut spent = 0_u64;
-        let own = [std::process::id()];
-        let before = cpu_time(&own);
-        while cpu_time(&own) == before {
-            spent = spent.wrapping_add(1);
-        }
-        assert!(before < cpu_time(&own), "{spent}");
+    fn the_median_is_taken_figure_by_figure_and_comes_with_its_spread() {
+        let figures =
+            |value: f64| Figures { iops: value, p99_us: 10.0 - value, ..Figures::default() };
+        let rounds = [figures(1.0), figures(9.0), figures(2.0)];
+        assert_eq!(spread(&rounds, |figures| figures.iops), (2.0, 1.0, 9.0));
+        assert_eq!(spread(&rounds, |figures| figures.p99_us), (8.0, 1.0, 9.0));
     }
 }

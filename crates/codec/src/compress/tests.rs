@@ -105,3 +105,12 @@ proptest! {
         prop_assert_eq!(plain, good);
     }
 }
+
+#[test]
+fn only_adaptive_mode_hurries_under_load() {
+    let level = |level| Level::new(level).unwrap();
+    assert_eq!(Compression::Adaptive(level(3)).under_load(), Compression::Adaptive(Level::HURRIED));
+    assert_eq!(Compression::Adaptive(level(-7)).under_load(), Compression::Adaptive(level(-7)));
+    assert_eq!(Compression::Always(level(3)).under_load(), Compression::Always(level(3)));
+    assert_eq!(Compression::Off.under_load(), Compression::Off);
+}

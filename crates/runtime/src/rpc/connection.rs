@@ -16,6 +16,8 @@ use wire::{Decode, Encode, FrameError, FrameHeader, FrameKind, FrameMeta, Hello,
 const READ_CHUNK: usize = 128 << 10;
 /// Frames that one vectored write takes along.
 const WRITE_BATCH: usize = 64;
+/// Pieces of one vectored write: a read of 1 MiB is answered in 256.
+const SLICES: usize = 320;
 /// A peer that takes nothing for this long is gone (L8).
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -128,8 +130,8 @@ pub(crate) async fn write_frames(
 
 async fn write_pieces(io: &mut BoxWrite, pieces: &mut VecDeque<Bytes>) -> io::Result<()> {
     while !pieces.is_empty() {
-        let mut slices = [IoSlice::new(&[]); WRITE_BATCH];
-        let count = pieces.len().min(WRITE_BATCH);
+        let mut slices = [IoSlice::new(&[]); SLICES];
+        let count = pieces.len().min(SLICES);
         for (slice, piece) in slices.iter_mut().zip(pieces.iter()) {
             *slice = IoSlice::new(piece);
         }
