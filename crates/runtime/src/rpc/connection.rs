@@ -12,8 +12,10 @@ use wire::common::VERSION;
 use wire::frame::{Frame, HEADER_LEN};
 use wire::{Decode, Encode, FrameError, FrameHeader, FrameKind, FrameMeta, Hello, Role};
 
-/// What a reader asks the kernel for at once.
+/// A read buffer; many small frames share one, and it lives as long as any payload in it.
 const READ_CHUNK: usize = 128 << 10;
+/// A buffer with less room than this left is replaced: by a new one, as frames taken out still hold on to it.
+const READ_ROOM: usize = 8 << 10;
 /// Frames that one vectored write takes along.
 const WRITE_BATCH: usize = 64;
 /// Pieces of one vectored write: a read of 1 MiB is answered in 256.
@@ -94,7 +96,10 @@ impl FrameReader {
 
     async fn fill(&mut self, want: usize) -> Result<(), ConnectionError> {
         while self.buffer.len() < want {
-            self.buffer.reserve((want - self.buffer.len()).max(READ_CHUNK));
+            let missing = want - self.buffer.len();
+            if self.buffer.capacity() - self.buffer.len() < missing.max(READ_ROOM) {
+                self.buffer.reserve(missing.max(READ_CHUNK));
+            }
             match self.io.read_buf(&mut self.buffer).await {
                 Ok(0) => return Err(ConnectionError::Closed),
                 Ok(_) => {}
