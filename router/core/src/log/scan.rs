@@ -151,8 +151,9 @@ impl Scanner {
     fn judge(&self, entries: &[ListEntry], next_lap: Lap) -> Scan {
         let mut scan = Scan { next_lap, synced: self.synced, ..Scan::default() };
         for entry in entries {
-            let base = entry.lap.0 * self.segment_size;
-            let end = if entry.end == 0 { base + self.segment_size } else { entry.end };
+            let base = entry.lap.0.saturating_mul(self.segment_size);
+            let whole = base.saturating_add(self.segment_size);
+            let end = if entry.end == 0 { whole } else { entry.end };
             let missing = [Spot::Bad { from: base, to: end, record: None }];
             let known = self.laps.get(&entry.lap);
             let spots = known.map_or(&missing[..], |file| &file.spots);
@@ -213,8 +214,11 @@ impl Scanner {
             return None;
         }
         let record = Record::parse(rest).ok()?;
+        // A lap that no log ever reaches is none of ours, however right its checksum is.
+        let base = record.lap.0.checked_mul(self.segment_size)?;
+        base.checked_add(self.segment_size)?;
         let fits = record.log == self.log
-            && record.position == record.lap.0 * self.segment_size + at as u64
+            && record.position == base + at as u64
             && at + record.len() <= bytes.len();
         fits.then_some(record)
     }
