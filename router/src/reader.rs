@@ -38,6 +38,9 @@ pub enum Content {
     Zero,
 }
 
+/// Which of the clusters asked for, and where it lies.
+type Wanted = (usize, Location);
+
 enum Probe {
     Known(Content),
     At(Location),
@@ -159,7 +162,7 @@ impl Router {
             probes = self.probe(vdisk, clusters.iter().copied());
         }
         let mut contents = Vec::with_capacity(clusters.len());
-        let mut cold: BTreeMap<ScoNumber, Vec<(usize, Location)>> = BTreeMap::new();
+        let mut cold: BTreeMap<ScoNumber, Vec<Wanted>> = BTreeMap::new();
         for (index, (probe, cluster)) in probes.into_iter().zip(clusters).enumerate() {
             let location = match probe {
                 Probe::Known(content) => {
@@ -186,17 +189,17 @@ impl Router {
         &self,
         vdisk: VdiskId,
         clusters: &[Cluster],
-        cold: BTreeMap<ScoNumber, Vec<(usize, Location)>>,
+        cold: BTreeMap<ScoNumber, Vec<Wanted>>,
         contents: &mut [Option<Content>],
     ) -> Result<(), ReadError> {
-        let mut coming: Vec<(ObjectId, Fetched, Vec<(usize, Location)>)> = Vec::new();
+        let mut coming: Vec<(ObjectId, Fetched, Vec<Wanted>)> = Vec::new();
         for (number, wanted) in cold {
             let object = self.maps.object(vdisk, number).ok_or_else(|| {
                 ReadError::Map(format!("SCO {number} of vDisk {vdisk} has no known epoch"))
             })?;
-            let frame_of = |(_, location): &(usize, Location)| FrameKey::of(vdisk, *location);
+            let frame_of = |(_, location): &Wanted| FrameKey::of(vdisk, *location);
             let by_frame = wanted.chunk_by(|one, next| frame_of(one) == frame_of(next));
-            let by_frame: Vec<Vec<(usize, Location)>> = by_frame.map(<[_]>::to_vec).collect();
+            let by_frame: Vec<Vec<Wanted>> = by_frame.map(<[_]>::to_vec).collect();
             let locations: Vec<Location> = by_frame.iter().map(|wanted| wanted[0].1).collect();
             let fetched = self.frames.fetch(object, &locations);
             coming.extend(

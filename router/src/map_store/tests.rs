@@ -1,10 +1,10 @@
 //! The stored map against the map in memory, with write-backs, crashes and damage in between.
 
 use super::*;
-use model::ClusterRange;
+use model::{Cluster, ClusterRange};
 use proptest::prelude::*;
 use router_core::map::MemoryMap;
-use router_core::page::PAGE_CLUSTERS;
+use router_core::page::{PAGE_CLUSTERS, place};
 use router_core::tlog::Run;
 
 const VDISK: VdiskId = VdiskId(77);

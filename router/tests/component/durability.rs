@@ -62,9 +62,9 @@ fn every_start_claims_an_epoch_of_its_own() {
         disk.write(life * 4096, &[7; 4096], Durability::Durable);
         assert_eq!(disk.flush().epoch, epoch);
         if life % 2 == 0 {
-            router.kill()
+            router.kill();
         } else {
-            router.stop()
+            router.stop();
         }
         router = world.start();
         disk.reattach(&router);
