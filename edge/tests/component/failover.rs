@@ -47,8 +47,6 @@ async fn a_verifying_load_survives_deaths_and_cuts() {
         "--bsrange=512-128k",
         "--blockalign=512",
         "--iodepth=16",
-        // Slow enough that every death hits it, on any machine.
-        "--rate_iops=300",
         "--size=32M",
         "--io_size=64M",
         "--fsync=97",
