@@ -300,7 +300,8 @@ impl<D: Disk, I: Index> Store<D, I> {
         }
     }
 
-    /// The head's unsynced end is in doubt: nothing more is appended to this lap, and the next one says where it ended.
+    /// The head's unsynced end is in doubt: nothing more is appended to this lap, and what the write left there is wiped
+    /// before the next lap begins.
     fn write_failed(&mut self, error: &DiskError, now: Now) {
         if let Some(Head { file, len, lap, next, .. }) = self.head {
             self.doubt = Some(Doubt { file, len, lap, from: next.offset });

@@ -350,11 +350,8 @@ fn p8_what_lay_behind_a_torn_end_stays_dead_when_the_log_goes_on() {
     assert_eq!(world.lsns(), vec![1], "LSN 2 and 3 were refused once and for all");
 }
 
-#[test]
-fn p9_the_last_records_of_a_nearly_dead_segment_move_on_and_free_it() {
-    let mut world = World::new(1000);
-    let (first, _) = world.write(1, 1);
-    // Everything after the first belongs to a vDisk that commits quickly.
+/// Fills segments with what another vDisk writes and commits, so that nothing of it pins them.
+fn fill_with_committed(world: &mut World) {
     let mut busy = Volume::open(Opening {
         vdisk: VdiskId(6),
         epoch: Epoch(1),
@@ -376,6 +373,13 @@ fn p9_the_last_records_of_a_nearly_dead_segment_move_on_and_free_it() {
     for (lap, bytes) in busy.drop_through(done[0].last_lsn) {
         world.log.release(lap, bytes);
     }
+}
+
+#[test]
+fn p9_the_last_records_of_a_nearly_dead_segment_move_on_and_free_it() {
+    let mut world = World::new(1000);
+    let (first, _) = world.write(1, 1);
+    fill_with_committed(&mut world);
     let pinned = world.log.nearly_dead().expect("one old record pins a whole segment");
     let used = world.log.used();
     for (lsn, entry) in world.volume.records_in(pinned) {
@@ -500,28 +504,7 @@ fn p8_a_small_torn_record_before_a_fresh_block_isnt_taken_for_padding() {
 fn p8_a_list_behind_the_torn_end_is_not_believed() {
     let mut world = World::new(1000);
     let (first, _) = world.write(1, 1);
-    // Fill the segment with what another vDisk commits, so that only the first record pins it.
-    let mut busy = Volume::open(Opening {
-        vdisk: VdiskId(6),
-        epoch: Epoch(1),
-        size_bytes: 1 << 30,
-        unit_clusters: 1000,
-        head: HeadState::default(),
-    });
-    for round in 0..60 {
-        let stamp = world.stamp();
-        let change = write(round, 3);
-        let entry = busy.entry(&change, stamp);
-        let placement = world.log.place(entry, &mut world.batch).unwrap();
-        busy.accept(change, stamp, placement);
-        world.sync();
-    }
-    busy.seal();
-    let unit = busy.next_unit(1).unwrap();
-    let done = busy.unit_done(unit.object);
-    for (lap, bytes) in busy.drop_through(done[0].last_lsn) {
-        world.log.release(lap, bytes);
-    }
+    fill_with_committed(&mut world);
     let pinned = world.log.nearly_dead().unwrap();
     // The last record moves on; the segment dies; a roll-over writes a list without it. Nothing of that is synced.
     let mut copies = Vec::new();

@@ -197,7 +197,7 @@ impl State {
         let Some(Slot::Serving(serving)) = self.volumes.get_mut(&job.vdisk) else { return true };
         let (units, before) = (serving.core.units(), serving.core.pending_bytes());
         if changes.is_empty() {
-            // Zeroing what is unmapped changes nothing; the sequence is applied all the same.
+            // Only a request for no bytes: without a record it may be replayed, and harms nothing (P3).
             serving.core.applied_mut().insert(job.generation, job.seq);
         }
         while let Some(change) = changes.pop_front() {
