@@ -16,8 +16,8 @@ pub use id::{
     AttemptId, ClientId, EdgeId, FragmentKey, NamespaceId, ObjectId, OsdId, RouterId, VdiskId,
 };
 pub use number::{
-    AttachmentGeneration, Cluster, Epoch, FragmentIndex, Incarnation, Lap, LogId, Lsn,
-    MapGeneration, RequestSeq, Revision, ScoNumber,
+    AttachmentGeneration, Cluster, DtlGeneration, Epoch, FragmentIndex, Incarnation, Lap, LogId,
+    Lsn, MapGeneration, RequestSeq, Revision, ScoNumber,
 };
 pub use policy::{Policy, PolicyError, PolicyList};
 pub use range::{ByteRange, ClusterRange};

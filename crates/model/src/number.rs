@@ -69,6 +69,10 @@ number! {
     LogId
 }
 number! {
+    /// Generation of a vDisk's set of DTL targets: every change of the set, and every claim, is the next one (P11, P13).
+    DtlGeneration
+}
+number! {
     /// Which life of a process; drawn at random at start, so a restart is seen.
     Incarnation
 }

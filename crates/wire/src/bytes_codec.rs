@@ -2,8 +2,9 @@
 
 use bytes::Bytes;
 use model::{
-    AttachmentGeneration, AttemptId, ClientId, Cluster, EdgeId, Epoch, FragmentIndex, Incarnation,
-    Lsn, NamespaceId, ObjectId, OsdId, RequestSeq, Revision, RouterId, ScoNumber, VdiskId,
+    AttachmentGeneration, AttemptId, ClientId, Cluster, DtlGeneration, EdgeId, Epoch,
+    FragmentIndex, Incarnation, Lsn, NamespaceId, ObjectId, OsdId, RequestSeq, Revision, RouterId,
+    ScoNumber, VdiskId,
 };
 
 /// Why bytes aren't the message they should be.
@@ -118,6 +119,7 @@ newtypes!(
     AttemptId,
     ClientId,
     Cluster,
+    DtlGeneration,
     EdgeId,
     Epoch,
     Incarnation,

@@ -7,6 +7,7 @@ pub mod arakoon;
 pub mod asd;
 pub mod bytes_codec;
 pub mod common;
+pub mod dtl;
 pub mod error;
 pub mod facts;
 pub mod frame;
