@@ -23,7 +23,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use wire::WireError;
-use wire::arakoon::{Get, JoinAnswer, JoinAsk, RaftMessage, Range, Transaction, code};
+use wire::arakoon::{Get, JoinAnswer, JoinAsk, RaftMessage, Range, SessionsAsk, Transaction, code};
 
 /// The unit of Raft's clock.
 pub const TICK: Duration = Duration::from_millis(100);
@@ -40,6 +40,7 @@ pub enum Query {
     Transact(Transaction),
     Get(Get),
     Range(Range),
+    Sessions(SessionsAsk),
 }
 
 pub enum Input {
@@ -107,6 +108,7 @@ enum Waiting {
     Transact(Responder),
     Get(Get, Responder),
     Range(Range, Responder),
+    Sessions(SessionsAsk, Responder),
 }
 
 struct Catchup {
@@ -168,7 +170,8 @@ impl Driver {
         for waiting in std::mem::take(&mut self.waiting).into_values() {
             let (Waiting::Transact(responder)
             | Waiting::Get(_, responder)
-            | Waiting::Range(_, responder)) = waiting;
+            | Waiting::Range(_, responder)
+            | Waiting::Sessions(_, responder)) = waiting;
             responder.fail(WireError::retry(code::NO_MAJORITY, reason));
         }
         if let Some(catchup) = self.catchup.take() {
@@ -277,6 +280,10 @@ impl Driver {
                 self.replica.read(ticket, range.consistency, deadline);
                 Waiting::Range(range, responder)
             }
+            Query::Sessions(sessions) => {
+                self.replica.read(ticket, sessions.consistency, deadline);
+                Waiting::Sessions(sessions, responder)
+            }
         };
         self.waiting.insert(ticket, waiting);
     }
@@ -292,6 +299,7 @@ impl Driver {
             "voters": status.voters.iter().filter_map(|id| name(*id)).collect::<Vec<_>>(),
             "log_entries": status.log_entries,
             "sessions": status.sessions,
+            "ttl_sessions": status.ttl_sessions,
             "db_bytes": self.replica.store().db_bytes(),
         });
         let state = match (status.leader, &self.catchup) {
@@ -389,6 +397,11 @@ impl Driver {
                 }
                 Output::CaughtUp => self.begin_voting("it has caught up")?,
                 Output::Restored { index } => tracing::info!(index, "restored from a snapshot"),
+                Output::SessionExpired(session) => tracing::warn!(
+                    id = %session.id.escape_ascii(),
+                    incarnation = session.incarnation.0,
+                    "a session expired: nothing was heard of its holder for its TTL"
+                ),
                 Output::LostLog { peer, expected, last } => {
                     tracing::error!(
                         peer,
@@ -412,10 +425,14 @@ impl Driver {
             (Waiting::Range(range, responder), Answer::ReadNow) => {
                 responder.reply(&server::range(&self.replica, &range)?, Bytes::new());
             }
+            (Waiting::Sessions(ask, responder), Answer::ReadNow) => {
+                responder.reply(&server::sessions(&self.replica, &ask), Bytes::new());
+            }
             (
                 Waiting::Transact(responder)
                 | Waiting::Get(_, responder)
-                | Waiting::Range(_, responder),
+                | Waiting::Range(_, responder)
+                | Waiting::Sessions(_, responder),
                 answer,
             ) => {
                 responder.finish(server::answer(&self.nodes, answer));

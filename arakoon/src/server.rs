@@ -13,7 +13,8 @@ use std::ops::ControlFlow;
 use std::time::Duration;
 use wire::arakoon::{
     Committed, Entries, Get, Leader, OPERATIONS_MAX, RANGE_BYTES_MAX, RANGE_ENTRIES_MAX, RaftBatch,
-    Range, SnapshotAsk, SnapshotRows, Values, code, method,
+    Range, SessionList, SessionsAsk, SnapshotAsk, SnapshotRows, TTL_SESSIONS_MAX, Values, code,
+    method,
 };
 use wire::error::code as common;
 use wire::{ErrorClass, Role, WireError};
@@ -41,6 +42,9 @@ impl Service for Server {
             }
             method::GET => self.ask(&request, request.decode().and_then(check_get), responder),
             method::RANGE => self.ask(&request, request.decode().map(Query::Range), responder),
+            method::SESSIONS => {
+                self.ask(&request, request.decode().map(Query::Sessions), responder);
+            }
             method::WHO_MASTER => self.push(Input::WhoMaster(responder)),
             wire::common::method::STATUS => self.push(Input::Status(responder)),
             method::RAFT | method::RAFT_SNAPSHOT | method::JOIN if !from_peer => {
@@ -184,6 +188,21 @@ fn outcome_answer(outcome: Outcome) -> Result<Committed, WireError> {
             let message = "this request is forgotten; it can't be told whether it ran";
             Err(WireError::refuse(code::EXPIRED_REQUEST, message))
         }
+        Outcome::SessionRefused(refused) => {
+            let id = refused.id.escape_ascii();
+            let message = match &refused.found {
+                Some(found) => {
+                    format!("session `{id}` is held by incarnation {}", found.incarnation)
+                }
+                None => format!("session `{id}` has expired or was closed"),
+            };
+            let error = WireError::refuse(code::SESSION_REFUSED, message);
+            Err(error.with_detail(wire::encode_to_bytes(&refused)))
+        }
+        Outcome::SessionsFull => {
+            let message = format!("{TTL_SESSIONS_MAX} sessions live already");
+            Err(WireError::refuse(code::SESSIONS_FULL, message))
+        }
     }
 }
 
@@ -206,6 +225,12 @@ pub fn get(
         values.push(value);
     }
     Ok(Ok(Values { values, revision }))
+}
+
+/// Living sessions with a TTL; all of them fit an answer.
+pub fn sessions(replica: &Replica<RocksStore>, ask: &SessionsAsk) -> SessionList {
+    let revision = Revision(replica.status().applied);
+    SessionList { sessions: replica.ttl_sessions(&ask.prefix), revision }
 }
 
 /// Reads a range, up to its limit and ours.

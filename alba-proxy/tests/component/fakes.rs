@@ -104,6 +104,9 @@ impl ArakoonState {
                     (key, self.entries.get(key) == expected.as_ref())
                 }
                 Assertion::Exists { key } => (key, self.entries.contains_key(key)),
+                Assertion::SessionLives { .. } | Assertion::SessionGone { .. } => {
+                    panic!("not used here")
+                }
             };
             if !holds {
                 let found = self.entries.get(key).cloned();
@@ -123,6 +126,9 @@ impl ArakoonState {
                 Update::DeletePrefix { prefix } => {
                     self.entries.retain(|key, _| !key.starts_with(prefix));
                 }
+                Update::OpenSession { .. }
+                | Update::RenewSession { .. }
+                | Update::CloseSession { .. } => panic!("not used here"),
                 Update::Add { key, delta } => {
                     let old = self
                         .entries

@@ -1,7 +1,8 @@
 //! The operations. Reads are linearizable; everything is retried over all nodes until the deadline.
 
 use crate::cluster::{Cluster, Failed};
-use crate::session::{OpenRequest, Session};
+use crate::request_session::{OpenRequest, RequestSession};
+use crate::ttl_session::SessionInfo;
 use crate::{ReadError, TransactError, Transaction};
 use bytes::Bytes;
 use model::{ClientId, Revision};
@@ -13,7 +14,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use wire::arakoon::{
     self, AssertionFailed, Committed, Consistency, Direction, Entries, Get, RANGE_ENTRIES_MAX,
-    Range, Values, code, method, prefix_end,
+    Range, SessionFact, SessionList, SessionRefused, SessionsAsk, Values, code, method, prefix_end,
 };
 use wire::arakoon::{Assertion, Update};
 use wire::common::Status;
@@ -35,7 +36,7 @@ pub struct ArakoonClient {
 struct Shared {
     cluster: Cluster,
     /// Opened with the first transaction, and anew when the nodes have forgotten it.
-    session: tokio::sync::Mutex<Option<Arc<Session>>>,
+    session: tokio::sync::Mutex<Option<Arc<RequestSession>>>,
 }
 
 impl ArakoonClient {
@@ -117,6 +118,19 @@ impl ArakoonClient {
             return Err(ReadError::TooMany { limit: PREFIX_ENTRIES_MAX });
         }
         Ok(found)
+    }
+
+    /// Living sessions with a TTL whose ids begin with `prefix`; linearizable, ages by the leader's clock (P17).
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub async fn sessions(&self, prefix: impl AsRef<[u8]>) -> Result<Vec<SessionInfo>, ReadError> {
+        let prefix = Bytes::copy_from_slice(prefix.as_ref());
+        let ask = SessionsAsk { prefix, consistency: Consistency::Linearizable };
+        let ask = self.shared.cluster.ask(method::SESSIONS, &ask, self.until());
+        let list: SessionList = ask.await.map_err(read_failed)?;
+        let info = |SessionFact { id, record }| SessionInfo::new(id, &record);
+        Ok(list.sessions.into_iter().map(info).collect())
     }
 
     /// # Errors
@@ -231,7 +245,7 @@ impl ArakoonClient {
         tokio::time::timeout_at(deadline, begin).await.map_err(|_| late())?
     }
 
-    async fn session(&self, deadline: Instant) -> Result<Arc<Session>, TransactError> {
+    async fn session(&self, deadline: Instant) -> Result<Arc<RequestSession>, TransactError> {
         let mut session = self.shared.session.lock().await;
         if let Some(open) = &*session {
             return Ok(Arc::clone(open));
@@ -252,12 +266,12 @@ impl ArakoonClient {
             }
             Failed::Refused { error, .. } => TransactError::Refused(error),
         })?;
-        let opened = Arc::new(Session::new(arakoon::session_id(opener, revision)));
+        let opened = Arc::new(RequestSession::new(arakoon::session_id(opener, revision)));
         *session = Some(Arc::clone(&opened));
         Ok(opened)
     }
 
-    async fn leave_session(&self, left: &Arc<Session>) {
+    async fn leave_session(&self, left: &Arc<RequestSession>) {
         let mut session = self.shared.session.lock().await;
         if session.as_ref().is_some_and(|current| Arc::ptr_eq(current, left)) {
             *session = None;
@@ -292,6 +306,12 @@ fn transact_failed(failed: Failed) -> TransactError {
         Failed::Refused { error, .. } if error.code == code::ASSERTION_FAILED => {
             match wire::decode_all::<AssertionFailed>(error.detail.clone()) {
                 Ok(failed) => TransactError::Assertion(failed),
+                Err(_) => TransactError::Refused(error),
+            }
+        }
+        Failed::Refused { error, .. } if error.code == code::SESSION_REFUSED => {
+            match wire::decode_all::<SessionRefused>(error.detail.clone()) {
+                Ok(refused) => TransactError::Session(refused),
                 Err(_) => TransactError::Refused(error),
             }
         }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`limits`] | which transactions may enter the log |
 //! | [`machine`] | what a transaction does to the rows, and that it does so once (`sessions`) |
+//! | [`leader_entry`] | what a leader puts into the log by itself: ages and ends of sessions |
 //! | [`rows`] | how keys, sessions and results lie in one ordered map |
 //! | [`view`] | reading that map through changes that aren't written yet |
 //! | [`replica`] | one node: messages, ticks and requests in; messages and answers out |
@@ -17,6 +18,7 @@
 
 pub mod convert;
 pub mod entry;
+pub mod leader_entry;
 pub mod limits;
 pub mod log_index;
 pub mod machine;

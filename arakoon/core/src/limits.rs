@@ -1,7 +1,8 @@
 //! Which transactions may enter the log: checked where they arrive, so that everything behind may rely on it (L8).
 
 use wire::arakoon::{
-    Assertion, KEY_MAX, OPERATIONS_MAX, TRANSACTION_MAX, Transaction, Update, VALUE_MAX,
+    Assertion, KEY_MAX, OPERATIONS_MAX, SESSION_ID_MAX, TRANSACTION_MAX, TTL_MS_MAX, TTL_MS_MIN,
+    Transaction, Update, VALUE_MAX,
 };
 
 /// Most keys that one `DeletePrefix` removes; a larger prefix is removed in parts. Bounds the work of one log entry.
@@ -18,6 +19,10 @@ pub enum LimitError {
     Transaction { len: usize },
     #[error("transaction of {count} operations; at most {OPERATIONS_MAX} are allowed")]
     Operations { count: usize },
+    #[error("session id of {len} bytes; 1 to {SESSION_ID_MAX} are allowed")]
+    SessionId { len: usize },
+    #[error("TTL of {ms} ms; {TTL_MS_MIN} to {TTL_MS_MAX} are allowed")]
+    Ttl { ms: u64 },
 }
 
 /// # Errors
@@ -34,6 +39,9 @@ pub fn check(transaction: &Transaction) -> Result<(), LimitError> {
                 check_key(key)? + check_value(expected.as_deref().unwrap_or_default())?
             }
             Assertion::Exists { key } => check_key(key)?,
+            Assertion::SessionLives { id, .. } | Assertion::SessionGone { id, .. } => {
+                check_session_id(id)?
+            }
         };
     }
     for update in &transaction.updates {
@@ -41,6 +49,12 @@ pub fn check(transaction: &Transaction) -> Result<(), LimitError> {
             Update::Set { key, value } => check_key(key)? + check_value(value)?,
             Update::Delete { key } | Update::Add { key, .. } => check_key(key)?,
             Update::DeletePrefix { prefix } => check_prefix(prefix)?,
+            Update::OpenSession { id, ttl_ms, .. } => {
+                check_ttl(*ttl_ms).and(check_session_id(id))?
+            }
+            Update::RenewSession { id, .. } | Update::CloseSession { id, .. } => {
+                check_session_id(id)?
+            }
         };
     }
     if total > TRANSACTION_MAX {
@@ -64,6 +78,18 @@ fn check_prefix(prefix: &[u8]) -> Result<usize, LimitError> {
     } else {
         Ok(prefix.len())
     }
+}
+
+fn check_session_id(id: &[u8]) -> Result<usize, LimitError> {
+    if id.is_empty() || id.len() > SESSION_ID_MAX {
+        return Err(LimitError::SessionId { len: id.len() });
+    }
+    Ok(id.len())
+}
+
+/// Shorter ones would expire by one missed heartbeat; longer ones would outlive all patience.
+fn check_ttl(ms: u64) -> Result<(), LimitError> {
+    if (TTL_MS_MIN..=TTL_MS_MAX).contains(&ms) { Ok(()) } else { Err(LimitError::Ttl { ms }) }
 }
 
 fn check_value(value: &[u8]) -> Result<usize, LimitError> {
@@ -94,6 +120,15 @@ mod tests {
         Update::Set { key: Bytes::from(vec![b'k'; key]), value: Bytes::from(vec![0; value]) }
     }
 
+    fn open(id: usize, ttl_ms: u64) -> Update {
+        Update::OpenSession {
+            id: Bytes::from(vec![b'i'; id]),
+            incarnation: model::Incarnation(1),
+            ttl_ms,
+            replaces: None,
+        }
+    }
+
     #[test]
     fn limits_hold_at_the_edge_and_refuse_beyond() {
         let cases = [
@@ -106,6 +141,14 @@ mod tests {
                 vec![set(1, VALUE_MAX), set(1, VALUE_MAX)],
                 Err(LimitError::Transaction { len: 2 * VALUE_MAX + 2 }),
             ),
+            (vec![open(1, TTL_MS_MIN), open(SESSION_ID_MAX, TTL_MS_MAX)], Ok(())),
+            (vec![open(0, TTL_MS_MIN)], Err(LimitError::SessionId { len: 0 })),
+            (
+                vec![open(SESSION_ID_MAX + 1, TTL_MS_MIN)],
+                Err(LimitError::SessionId { len: SESSION_ID_MAX + 1 }),
+            ),
+            (vec![open(1, TTL_MS_MIN - 1)], Err(LimitError::Ttl { ms: TTL_MS_MIN - 1 })),
+            (vec![open(1, TTL_MS_MAX + 1)], Err(LimitError::Ttl { ms: TTL_MS_MAX + 1 })),
             (vec![set(1, 1); OPERATIONS_MAX], Ok(())),
             (
                 vec![set(1, 1); OPERATIONS_MAX + 1],

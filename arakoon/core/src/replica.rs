@@ -7,15 +7,18 @@
 //! Invariant: every accepted ticket is answered exactly once, at the latest at its deadline (L8). An answer `Unknown`
 //! promises nothing: the transaction may still happen, once, and may be asked for again under its request id (P28).
 
+mod ages;
 mod proposals;
 mod reads;
 mod timeouts;
 
 use crate::convert;
+use crate::leader_entry::{self, SessionAt};
 use crate::limits::{self, LimitError};
 use crate::machine::{Machine, Outcome};
 use crate::store::{LogWrite, Store, StoreError};
 use crate::view::Overlay;
+use ages::SessionClock;
 use bytes::Bytes;
 use model::{Now, Revision};
 use proposals::{Proposal, Proposals};
@@ -94,6 +97,8 @@ pub enum Output {
     },
     /// This node has all that the cluster committed, and may vote once that is written down.
     CaughtUp,
+    /// As this leader asked for, a session with a TTL is gone (L9).
+    SessionExpired(SessionAt),
     /// A peer counts on log entries that this node doesn't have: its disk was replaced behind our back.
     LostLog {
         peer: u64,
@@ -112,7 +117,10 @@ pub struct ReplicaStatus {
     pub committed: u64,
     pub voters: Vec<u64>,
     pub log_entries: u64,
+    /// Request sessions of clients.
     pub sessions: usize,
+    /// Living sessions with a TTL.
+    pub ttl_sessions: usize,
     /// Index of the last entry in the log.
     pub last: u64,
     pub voting: bool,
@@ -127,6 +135,7 @@ pub struct Replica<S: Store> {
     timeouts: ElectionTimeouts,
     proposals: Proposals,
     reads: Reads,
+    sessions: SessionClock,
     /// Ticks since a peer's snapshot gave a sign of life.
     snapshots: BTreeMap<u64, u32>,
     led: (Option<u64>, u64),
@@ -176,6 +185,7 @@ impl<S: Store> Replica<S> {
             timeouts: ElectionTimeouts::new(config.seed, config.id),
             proposals: Proposals::default(),
             reads: Reads::default(),
+            sessions: SessionClock::default(),
             snapshots: BTreeMap::new(),
             led: (None, 0),
             was_leader: false,
@@ -208,6 +218,7 @@ impl<S: Store> Replica<S> {
             self.outputs.push(Output::Answer(ticket, Answer::Unknown));
         }
         self.watch_snapshots();
+        self.tend_sessions();
     }
 
     /// Raft waits for ever for the outcome of a snapshot it sent; when nothing is heard it is told to try again.
@@ -438,6 +449,7 @@ impl<S: Store> Replica<S> {
             voters,
             log_entries: (log.last_index() + 1).saturating_sub(log.first_index()),
             sessions: self.machine.session_count(),
+            ttl_sessions: self.machine.ttl_sessions().len(),
             last: log.last_index(),
             voting: self.joining.is_none(),
             has_history: self.raw.raft.term > 0 || log.last_index() > 0,
@@ -499,10 +511,19 @@ impl<S: Store> Replica<S> {
     fn apply(&mut self, entries: Vec<Entry>) -> Result<(), StoreError> {
         let Some(last) = entries.last().map(|entry| entry.index) else { return Ok(()) };
         let mut answers = Vec::new();
+        let leads = self.raw.raft.state == StateRole::Leader;
         let mut rows = Overlay::new(self.raw.store());
         for entry in entries {
             let (index, term) = (entry.index, entry.term);
-            let outcome = apply_entry(&mut self.machine, &mut rows, entry)?;
+            let outcome = match apply_entry(&mut self.machine, &mut rows, entry)? {
+                Applied::Nothing => None,
+                Applied::Transaction(outcome) => Some(outcome),
+                Applied::Leaders { expired } => {
+                    let told = expired.into_iter().filter(|_| leads);
+                    answers.extend(told.map(Output::SessionExpired));
+                    None
+                }
+            };
             if let Some(proposal) = self.proposals.remove(index) {
                 // Another term's entry took this place: ours was lost, but may live on under another index.
                 let answer = match outcome {
@@ -577,21 +598,33 @@ impl<S: Store> Replica<S> {
     }
 }
 
-/// `None` for an entry that is no transaction: a new leader's empty one.
+/// What a log entry was.
+enum Applied {
+    /// A new leader's empty entry.
+    Nothing,
+    Transaction(Outcome),
+    /// A leader's own.
+    Leaders {
+        expired: Vec<SessionAt>,
+    },
+}
+
 fn apply_entry<S: Store>(
     machine: &mut Machine,
     rows: &mut Overlay<'_, S>,
     entry: Entry,
-) -> Result<Option<Outcome>, StoreError> {
-    let data: Bytes = entry.data;
+) -> Result<Applied, StoreError> {
+    let (index, data): (u64, Bytes) = (entry.index, entry.data);
+    let corrupt = |cause| StoreError::corrupt(format!("log entry {index}: {cause}"));
     if data.is_empty() {
-        return Ok(None);
+        return Ok(Applied::Nothing);
     }
-    let index = entry.index;
-    let transaction: Transaction = wire::decode_all(data).map_err(|cause| {
-        StoreError::corrupt(format!("transaction in log entry {index}: {cause}"))
-    })?;
-    machine.apply(rows, Revision(index), &transaction).map(Some)
+    if entry.context == leader_entry::CONTEXT {
+        let entry = wire::decode_all(data).map_err(corrupt)?;
+        return Ok(Applied::Leaders { expired: machine.follow(rows, &entry) });
+    }
+    let transaction: Transaction = wire::decode_all(data).map_err(corrupt)?;
+    machine.apply(rows, Revision(index), &transaction).map(Applied::Transaction)
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "used as a map_err function")]

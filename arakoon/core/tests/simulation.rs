@@ -307,6 +307,7 @@ impl Sim {
                         self.up.get_mut(&id).unwrap().begin_voting();
                     }
                     Output::LostLog { .. } => panic!("seed {}: a synced log was lost", self.seed),
+                    Output::SessionExpired(_) => unreachable!("nobody opens a session here"),
                 }
             }
         }

@@ -1,8 +1,15 @@
 //! The protocol of arakoon: clients' transactions and reads, and the Raft messages between nodes.
 
+mod sessions;
+
 use crate::{Decode, DecodeError, Encode, Reader, message, tag};
 use bytes::Bytes;
-use model::{ClientId, Revision};
+use model::{ClientId, Incarnation, Revision};
+
+pub use sessions::{
+    SESSION_ID_MAX, SessionFact, SessionList, SessionRecord, SessionRefused, SessionsAsk,
+    TTL_MS_MAX, TTL_MS_MIN, TTL_SESSIONS_MAX,
+};
 
 pub mod method {
     /// [`super::Transaction`] → [`super::Committed`].
@@ -13,6 +20,8 @@ pub mod method {
     pub const RANGE: u16 = 3;
     /// `()` → [`super::Leader`].
     pub const WHO_MASTER: u16 = 4;
+    /// [`super::SessionsAsk`] → [`super::SessionList`].
+    pub const SESSIONS: u16 = 5;
     /// [`super::RaftBatch`] → `()`; node to node only.
     pub const RAFT: u16 = 16;
     /// [`super::SnapshotAsk`] → [`super::SnapshotRows`], payload: the rows as `Vec<(Bytes, Bytes)>`; node to node only.
@@ -35,6 +44,10 @@ pub mod code {
     pub const NO_MAJORITY: u16 = PROTOCOL_BASE + 4;
     /// Class Refuse: `Add` to a value that isn't a counter, or past its range.
     pub const BAD_COUNTER: u16 = PROTOCOL_BASE + 5;
+    /// Class Refuse; detail: [`super::SessionRefused`]. Another incarnation lives, or the one to renew doesn't.
+    pub const SESSION_REFUSED: u16 = PROTOCOL_BASE + 6;
+    /// Class Refuse: more than [`super::TTL_SESSIONS_MAX`] sessions.
+    pub const SESSIONS_FULL: u16 = PROTOCOL_BASE + 7;
 }
 
 pub const KEY_MAX: usize = 1024;
@@ -54,6 +67,10 @@ pub enum Assertion {
     Value { key: Bytes, expected: Option<Bytes> },
     /// The key exists, whatever its value.
     Exists { key: Bytes },
+    /// This incarnation's session lives (P17). A failure tells the id as its key, and the [`SessionRecord`] found.
+    SessionLives { id: Bytes, incarnation: Incarnation },
+    /// This incarnation's session doesn't live: there is none, or another incarnation's.
+    SessionGone { id: Bytes, incarnation: Incarnation },
 }
 
 /// One change. All of a transaction's happen, in order, or none.
@@ -75,6 +92,24 @@ pub enum Update {
         key: Bytes,
         delta: i64,
     },
+    /// Opens a session, or renews it if this incarnation has it already. Refused while another incarnation lives, unless
+    /// that is `replaces`: one that the holder knows to be dead.
+    OpenSession {
+        id: Bytes,
+        incarnation: Incarnation,
+        ttl_ms: u64,
+        replaces: Option<Incarnation>,
+    },
+    /// Refused when this incarnation doesn't live.
+    RenewSession {
+        id: Bytes,
+        incarnation: Incarnation,
+    },
+    /// No error when this incarnation doesn't live.
+    CloseSession {
+        id: Bytes,
+        incarnation: Incarnation,
+    },
 }
 
 impl Encode for Assertion {
@@ -89,6 +124,16 @@ impl Encode for Assertion {
                 out.push(2);
                 key.encode(out);
             }
+            Self::SessionLives { id, incarnation } => {
+                out.push(3);
+                id.encode(out);
+                incarnation.encode(out);
+            }
+            Self::SessionGone { id, incarnation } => {
+                out.push(4);
+                id.encode(out);
+                incarnation.encode(out);
+            }
         }
     }
 }
@@ -98,6 +143,14 @@ impl Decode for Assertion {
         match u8::decode(from)? {
             1 => Ok(Self::Value { key: Decode::decode(from)?, expected: Decode::decode(from)? }),
             2 => Ok(Self::Exists { key: Decode::decode(from)? }),
+            3 => Ok(Self::SessionLives {
+                id: Decode::decode(from)?,
+                incarnation: Decode::decode(from)?,
+            }),
+            4 => Ok(Self::SessionGone {
+                id: Decode::decode(from)?,
+                incarnation: Decode::decode(from)?,
+            }),
             value => Err(DecodeError::Illegal { what: "assertion", value: value.into() }),
         }
     }
@@ -124,6 +177,23 @@ impl Encode for Update {
                 key.encode(out);
                 delta.encode(out);
             }
+            Self::OpenSession { id, incarnation, ttl_ms, replaces } => {
+                out.push(5);
+                id.encode(out);
+                incarnation.encode(out);
+                ttl_ms.encode(out);
+                replaces.encode(out);
+            }
+            Self::RenewSession { id, incarnation } => {
+                out.push(6);
+                id.encode(out);
+                incarnation.encode(out);
+            }
+            Self::CloseSession { id, incarnation } => {
+                out.push(7);
+                id.encode(out);
+                incarnation.encode(out);
+            }
         }
     }
 }
@@ -135,6 +205,20 @@ impl Decode for Update {
             2 => Ok(Self::Delete { key: Decode::decode(from)? }),
             3 => Ok(Self::DeletePrefix { prefix: Decode::decode(from)? }),
             4 => Ok(Self::Add { key: Decode::decode(from)?, delta: Decode::decode(from)? }),
+            5 => Ok(Self::OpenSession {
+                id: Decode::decode(from)?,
+                incarnation: Decode::decode(from)?,
+                ttl_ms: Decode::decode(from)?,
+                replaces: Decode::decode(from)?,
+            }),
+            6 => Ok(Self::RenewSession {
+                id: Decode::decode(from)?,
+                incarnation: Decode::decode(from)?,
+            }),
+            7 => Ok(Self::CloseSession {
+                id: Decode::decode(from)?,
+                incarnation: Decode::decode(from)?,
+            }),
             value => Err(DecodeError::Illegal { what: "update", value: value.into() }),
         }
     }

@@ -134,7 +134,7 @@ fn row_of(session: &Session) -> Bytes {
 }
 
 /// Calls `take` per row; `None` from it means that the row isn't one of ours.
-fn each(
+pub fn each(
     view: &impl View,
     span: Span<'_>,
     mut take: impl FnMut(&[u8], &[u8]) -> Option<()>,

@@ -45,7 +45,9 @@ impl Bench {
             other @ (Outcome::AssertionFailed(_)
             | Outcome::BadCounter { .. }
             | Outcome::PrefixTooLarge { .. }
-            | Outcome::Expired) => panic!("{other:?}"),
+            | Outcome::Expired
+            | Outcome::SessionRefused(_)
+            | Outcome::SessionsFull) => panic!("{other:?}"),
         }
     }
 
@@ -201,12 +203,15 @@ fn a_prefix_too_large_for_one_entry_is_refused_whole() {
 #[test]
 fn outcomes_v1_are_frozen() {
     let failed = AssertionFailed { index: 1, key: key("k"), found: None };
-    let cases: [(Outcome, &[u8]); 5] = [
+    let refused = |found| Outcome::SessionRefused(SessionRefused { id: key("s"), found });
+    let cases: [(Outcome, &[u8]); 7] = [
         (Outcome::Committed(Revision(9)), b"\x01\x09\0\0\0\0\0\0\0"),
         (Outcome::AssertionFailed(failed), b"\x02\x01\0\0\0\x01\0\0\0k\0"),
         (Outcome::BadCounter { key: key("k") }, b"\x03\x01\0\0\0k"),
         (Outcome::PrefixTooLarge { prefix: key("p") }, b"\x04\x01\0\0\0p"),
         (Outcome::Expired, b"\x05"),
+        (refused(None), b"\x06\x01\0\0\0s\0"),
+        (Outcome::SessionsFull, b"\x07"),
     ];
     for (outcome, bytes) in cases {
         assert_eq!(wire::encode_to_bytes(&outcome)[..], *bytes);
@@ -220,6 +225,9 @@ fn model_run(map: &mut BTreeMap<Vec<u8>, Bytes>, transaction: &Transaction) -> b
         let holds = match assertion {
             Assertion::Value { key, expected } => map.get(&key[..]) == expected.as_ref(),
             Assertion::Exists { key } => map.contains_key(&key[..]),
+            Assertion::SessionLives { .. } | Assertion::SessionGone { .. } => {
+                unreachable!("sessions have tests of their own")
+            }
         };
         if !holds {
             return false;
@@ -235,6 +243,9 @@ fn model_run(map: &mut BTreeMap<Vec<u8>, Bytes>, transaction: &Transaction) -> b
                 Some(value) => drop(next.insert(key.to_vec(), value)),
                 None => return false,
             },
+            Update::OpenSession { .. }
+            | Update::RenewSession { .. }
+            | Update::CloseSession { .. } => unreachable!("sessions have tests of their own"),
         }
     }
     *map = next;

@@ -54,6 +54,9 @@ impl Store {
             let (key, holds) = match assertion {
                 Assertion::Value { key, expected } => (key, self.map.get(key) == expected.as_ref()),
                 Assertion::Exists { key } => (key, self.map.contains_key(key)),
+                Assertion::SessionLives { .. } | Assertion::SessionGone { .. } => {
+                    panic!("not used here")
+                }
             };
             if !holds {
                 let failed = AssertionFailed {
@@ -72,7 +75,10 @@ impl Store {
                 Update::DeletePrefix { prefix } => {
                     self.map.retain(|key, _| !key.starts_with(&prefix));
                 }
-                Update::Add { .. } => panic!("not used here"),
+                Update::Add { .. }
+                | Update::OpenSession { .. }
+                | Update::RenewSession { .. }
+                | Update::CloseSession { .. } => panic!("not used here"),
             }
         }
         self.revision += 1;

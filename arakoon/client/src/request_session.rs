@@ -22,13 +22,13 @@ impl Numbers {
 }
 
 #[derive(Debug)]
-pub struct Session {
+pub struct RequestSession {
     pub id: ClientId,
     numbers: Mutex<Numbers>,
     closed_one: Notify,
 }
 
-impl Session {
+impl RequestSession {
     pub fn new(id: ClientId) -> Self {
         let numbers = Mutex::new(Numbers { next: 1, open: BTreeSet::new() });
         Self { id, numbers, closed_one: Notify::new() }
@@ -65,7 +65,7 @@ impl Session {
 /// A number in use. Dropping it says that nobody waits for its answer any more.
 #[derive(Debug)]
 pub struct OpenRequest {
-    pub session: Arc<Session>,
+    pub session: Arc<RequestSession>,
     pub number: u64,
 }
 
@@ -88,7 +88,7 @@ mod tests {
 
     #[tokio::test]
     async fn answers_are_counted_from_the_oldest_open_request() {
-        let session = Arc::new(Session::new(ClientId(1)));
+        let session = Arc::new(RequestSession::new(ClientId(1)));
         let first = session.begin().await;
         let second = session.begin().await;
         assert_eq!((first.number, second.number), (1, 2));
@@ -103,7 +103,7 @@ mod tests {
 
     #[tokio::test]
     async fn the_window_waits_for_its_oldest_request() {
-        let session = Arc::new(Session::new(ClientId(1)));
+        let session = Arc::new(RequestSession::new(ClientId(1)));
         let first = session.begin().await;
         for _ in 1..WINDOW {
             drop(session.begin().await);
