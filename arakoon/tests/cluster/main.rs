@@ -1,6 +1,7 @@
 //! Clusters of real processes over unix sockets: leaders killed with -9, nodes left behind, everybody killed at once.
 
 mod harness;
+mod sessions;
 
 use anyhow::{Result, ensure};
 use arakoon_client::{ArakoonClient, TransactError, Transaction};

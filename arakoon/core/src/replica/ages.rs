@@ -168,3 +168,6 @@ impl<S: Store> Replica<S> {
         facts.collect()
     }
 }
+
+#[cfg(test)]
+mod tests;
