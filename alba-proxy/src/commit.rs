@@ -137,7 +137,7 @@ impl Proxy {
                 Err(error @ TransactError::Unavailable { outcome_unknown, .. }) => {
                     return Err(CommitFailed { error: error.into(), outcome_unknown });
                 }
-                Err(TransactError::Refused(error)) => {
+                Err(error @ (TransactError::Refused(_) | TransactError::Session(_))) => {
                     return Err(ProxyError::broken("arakoon refused a commit", error).into());
                 }
             }
