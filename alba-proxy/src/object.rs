@@ -76,14 +76,13 @@ impl Loaded {
     ) -> Result<Vec<u8>, DecodeError> {
         let infos = || frames.clone().filter_map(|frame| self.table.frame(frame));
         let total: usize = infos().map(|frame| model::usize_of(frame.plain_len.into())).sum();
-        let mut plain = vec![0; total];
-        let (mut from, mut to) = (0, 0);
+        let mut plain = Vec::with_capacity(total);
+        let mut from = 0;
         for frame in infos() {
             let end = from + model::usize_of(frame.stored_len.into());
-            let next = to + model::usize_of(frame.plain_len.into());
             let stored = stored.get(from..end).ok_or(DecodeError::Mismatch)?;
-            decoder.decode_frame(&self.seal, &frame, stored, &mut plain[to..next])?;
-            (from, to) = (end, next);
+            decoder.append_frame(&self.seal, &frame, stored, &mut plain)?;
+            from = end;
         }
         Ok(plain)
     }

@@ -290,6 +290,30 @@ impl Decoder {
         }
     }
 
+    /// As [`Self::decode_frame`], behind what `out` holds already; its room isn't filled with zeroes first.
+    pub fn append_frame(
+        &mut self,
+        seal: &ObjectSeal,
+        frame: &FrameInfo,
+        stored: &[u8],
+        out: &mut Vec<u8>,
+    ) -> Result<(), DecodeError> {
+        let (start, len) = (out.len(), frame.plain_len as usize);
+        match frame.encoding {
+            Encoding::Raw => {
+                out.resize(start + len, 0);
+                Ok(seal.open(frame, stored, &mut out[start..])?)
+            }
+            Encoding::Zstd => {
+                self.body.resize(frame.body_len as usize, 0);
+                seal.open(frame, stored, &mut self.body)?;
+                self.decompressor
+                    .append(&self.body, out, len)
+                    .map_err(|source| DecodeError::Frame { frame: frame.index, source })
+            }
+        }
+    }
+
     /// Decodes one frame of a read plan into its place in the read's answer.
     pub fn decode_read(
         &mut self,

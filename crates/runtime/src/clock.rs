@@ -12,6 +12,14 @@ pub fn boot_now() -> Now {
     Now(Duration::new(seconds, nanos))
 }
 
+/// CPU time that the calling thread has used.
+#[must_use]
+pub fn thread_cpu() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    let seconds = u64::try_from(time.tv_sec).unwrap_or(0);
+    Duration::new(seconds, u32::try_from(time.tv_nsec).unwrap_or(0))
+}
+
 /// Wall-clock time for people; nothing is decided by it.
 #[must_use]
 pub fn unix_ms() -> u64 {

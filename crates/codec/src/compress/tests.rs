@@ -68,6 +68,9 @@ fn levels_are_checked_and_can_change_between_frames() {
         let n = compressor.try_compress(mode, &plain, &mut out).unwrap();
         let mut back = vec![0; plain.len()];
         decompressor.decompress(&out[..n], &mut back).unwrap();
+        let mut behind = b"before".to_vec();
+        decompressor.append(&out[..n], &mut behind, back.len()).unwrap();
+        assert_eq!((&behind[..6], &behind[6..]), (&b"before"[..], &back[..]));
         assert_eq!(back, plain, "level {level}");
     }
 }
@@ -85,6 +88,11 @@ fn a_wrong_plain_length_is_damage() {
             decompressor.decompress(&out[..n], &mut vec![0; wrong]),
             Err(CompressError::Damaged { expected: wrong })
         );
+        let mut behind = Vec::with_capacity(1 << 16);
+        behind.push(7);
+        let appended = decompressor.append(&out[..n], &mut behind, wrong);
+        assert_eq!(appended, Err(CompressError::Damaged { expected: wrong }));
+        assert_eq!(behind, [7], "nothing of a frame that isn't what it says is left");
     }
 }
 
