@@ -12,7 +12,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use model::{Epoch, Lsn, MapGeneration, ObjectId, ScoNumber, VdiskId};
 use quick_cache::sync::Cache;
-use rocksdb::{DB, DBCompressionType, IteratorMode, Options, WriteBatch, WriteOptions};
+use rocksdb::{
+    BlockBasedOptions, DB, DBCompressionType, IteratorMode, Options, WriteBatch, WriteOptions,
+};
 use router_core::crc32c;
 use router_core::map::{Delta, Totals};
 use router_core::page::{Page, page_key};
@@ -157,6 +159,10 @@ impl MapStore {
         options.set_max_open_files(128);
         options.set_keep_log_file_num(4);
         options.set_max_log_file_size(1 << 20);
+        // Most first writes to a thin vDisk ask for a page that isn't there.
+        let mut blocks = BlockBasedOptions::default();
+        blocks.set_bloom_filter(10.0, false);
+        options.set_block_based_table_factory(&blocks);
         let db = match DB::open(&options, dir) {
             Ok(db) => db,
             Err(error) => {

@@ -16,8 +16,12 @@ use crate::crc32c;
 
 /// Locations in a page.
 pub const PAGE_CLUSTERS: u64 = 512;
-/// Bytes of a stored page.
+/// Bytes of a page that is stored whole.
 pub const PAGE_BYTES: usize = 512 * 8 + 4;
+/// Bytes of one location with its index, in a page that is stored as a list.
+const LISTED_BYTES: usize = 2 + 8;
+/// Up to this many locations are stored as a list: a vDisk written here and there would else write 4 KiB of zeroes per page.
+const LISTED_MAX: usize = 256;
 /// Most clusters in one SCO.
 pub const SLOTS_MAX: u32 = 1 << 16;
 
@@ -120,9 +124,19 @@ impl Page {
     /// Stored form under `key`.
     #[must_use]
     pub fn encode(&self, key: &[u8]) -> Vec<u8> {
-        let mut out = Vec::with_capacity(PAGE_BYTES);
-        for entry in &self.entries[..] {
-            out.extend_from_slice(&entry.to_le_bytes());
+        let mapped = self.mapped().count();
+        let mut out = Vec::with_capacity(PAGE_BYTES.min(mapped * LISTED_BYTES + 4));
+        if mapped <= LISTED_MAX {
+            for (index, location) in self.mapped() {
+                let index = u16::try_from(index).expect("a page has 512 places");
+                out.extend_from_slice(&index.to_le_bytes());
+                out.extend_from_slice(&location.raw().to_le_bytes());
+            }
+        } else {
+            out.reserve_exact(PAGE_BYTES);
+            for entry in &self.entries[..] {
+                out.extend_from_slice(&entry.to_le_bytes());
+            }
         }
         let crc = crc32c(key) ^ crc32c(&out);
         out.extend_from_slice(&crc.to_le_bytes());
@@ -133,12 +147,29 @@ impl Page {
     #[must_use]
     pub fn decode(key: &[u8], bytes: &[u8]) -> Option<Self> {
         let (body, crc) = bytes.split_last_chunk::<4>()?;
-        if bytes.len() != PAGE_BYTES || crc32c(key) ^ crc32c(body) != u32::from_le_bytes(*crc) {
+        if crc32c(key) ^ crc32c(body) != u32::from_le_bytes(*crc) {
             return None;
         }
         let mut page = Self::default();
-        for (entry, raw) in page.entries.iter_mut().zip(body.chunks_exact(8)) {
-            *entry = u64::from_le_bytes(raw.try_into().expect("8 bytes"));
+        if bytes.len() == PAGE_BYTES {
+            for (entry, raw) in page.entries.iter_mut().zip(body.chunks_exact(8)) {
+                *entry = u64::from_le_bytes(raw.try_into().expect("8 bytes"));
+            }
+            return Some(page);
+        }
+        let (listed, rest) = body.as_chunks::<LISTED_BYTES>();
+        if !rest.is_empty() || LISTED_MAX < listed.len() {
+            return None;
+        }
+        let mut next = 0;
+        for [low, high, raw @ ..] in listed {
+            let index = usize::from(u16::from_le_bytes([*low, *high]));
+            let location = Location::from_raw(u64::from_le_bytes(*raw))?;
+            if index < next || page.entries.len() <= index {
+                return None;
+            }
+            page.set(index, Some(location));
+            next = index + 1;
         }
         Some(page)
     }
@@ -183,14 +214,45 @@ mod tests {
         let mut page = Page::default();
         page.set(7, Some(Location::new(ScoNumber(3), 9, 2)));
         let key = page_key(VdiskId(1), 5, MapGeneration(0));
-        let bytes = page.encode(&key);
-        assert_eq!(bytes.len(), PAGE_BYTES);
-        assert_eq!(Page::decode(&key, &bytes), Some(page));
-        assert_eq!(Page::decode(&page_key(VdiskId(1), 6, MapGeneration(0)), &bytes), None);
-        let mut bad = bytes.clone();
-        bad[60] ^= 4;
-        assert_eq!(Page::decode(&key, &bad), None);
-        assert_eq!(Page::decode(&key, &bytes[1..]), None);
+        for filled in [1, LISTED_MAX, LISTED_MAX + 1, 512] {
+            for index in 0..filled {
+                page.set((index + 7) % 512, Some(Location::new(ScoNumber(3), 9, 2)));
+            }
+            let bytes = page.encode(&key);
+            let listed = filled * LISTED_BYTES + 4;
+            assert_eq!(bytes.len(), if filled <= LISTED_MAX { listed } else { PAGE_BYTES });
+            assert_eq!(Page::decode(&key, &bytes).as_ref(), Some(&page));
+            assert_eq!(Page::decode(&page_key(VdiskId(1), 6, MapGeneration(0)), &bytes), None);
+            for at in 0..bytes.len() {
+                let mut bad = bytes.clone();
+                bad[at] ^= 4;
+                assert_eq!(Page::decode(&key, &bad), None);
+            }
+            assert_eq!(Page::decode(&key, &bytes[1..]), None);
+        }
+    }
+
+    #[test]
+    fn a_list_is_in_order_within_the_page_and_never_of_unmapped_places() {
+        let key = page_key(VdiskId(1), 5, MapGeneration(0));
+        let location = Location::new(ScoNumber(3), 9, 2).raw();
+        let stored = |entries: &[(u16, u64)]| {
+            let mut bytes = Vec::new();
+            for (index, raw) in entries {
+                bytes.extend_from_slice(&index.to_le_bytes());
+                bytes.extend_from_slice(&raw.to_le_bytes());
+            }
+            let crc = crc32c(&key) ^ crc32c(&bytes);
+            bytes.extend_from_slice(&crc.to_le_bytes());
+            Page::decode(&key, &bytes)
+        };
+        assert!(stored(&[]).is_some_and(|page| page.is_empty()));
+        assert!(stored(&[(0, location), (511, location)]).is_some());
+        for bad in [&[(5, location), (5, location)][..], &[(5, location), (4, location)]] {
+            assert_eq!(stored(bad), None);
+        }
+        assert_eq!(stored(&[(512, location)]), None);
+        assert_eq!(stored(&[(1, 0)]), None);
     }
 
     proptest! {

@@ -94,7 +94,7 @@ fn a_damaged_page_is_never_used() {
     store.write_back(VDISK).unwrap();
     let key = page_key(VDISK, 0, GENERATION);
     let mut bytes = store.shared.db.get(key).unwrap().unwrap();
-    bytes[44] ^= 1;
+    bytes[3] ^= 1;
     store.shared.db.put(key, bytes).unwrap();
     store.open_table(VDISK).unwrap();
     store.shared.clean.clear();
