@@ -1,11 +1,17 @@
-//! What processes use of the machine: CPU time, bytes given to the device, memory; from `/proc`, summed by role.
+//! What processes use of the machine: CPU time and memory, from `/proc`, summed by role; and what a disk was given.
+//!
+//! Device bytes are the disk's own count, everybody's: the kernel's count per process has whole page-cache folios, many
+//! times what a small synced write gives to the disk.
 //!
 //! Invariant: figures of processes that ended in between are left out rather than guessed.
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
+
+use anyhow::Context;
 
 use crate::cluster::Cluster;
 
@@ -16,7 +22,6 @@ pub struct Group(Vec<(String, u32)>);
 #[derive(Debug, Clone, Default)]
 pub struct Used {
     pub cpu: BTreeMap<String, Duration>,
-    pub device_bytes: f64,
 }
 
 impl Used {
@@ -26,7 +31,7 @@ impl Used {
             let earlier = before.cpu.get(role).copied().unwrap_or_default();
             (role.clone(), cpu.saturating_sub(earlier))
         });
-        Self { cpu: cpu.collect(), device_bytes: self.device_bytes - before.device_bytes }
+        Self { cpu: cpu.collect() }
     }
 }
 
@@ -46,7 +51,6 @@ impl Group {
         let mut used = Used::default();
         for (role, pid) in &self.0 {
             *used.cpu.entry(role.clone()).or_default() += cpu_time(*pid).unwrap_or_default();
-            used.device_bytes += field(*pid, "io", "write_bytes:").unwrap_or(0.0);
         }
         used
     }
@@ -60,6 +64,32 @@ impl Group {
             *memory.entry(role.clone()).or_default() += resident;
         }
         memory
+    }
+}
+
+/// The disk below a directory.
+pub struct Disk {
+    dir: File,
+    statistics: PathBuf,
+}
+
+impl Disk {
+    /// `None` where the kernel keeps no statistics of it (a network filesystem, memory).
+    pub fn below(dir: &Path) -> anyhow::Result<Option<Self>> {
+        let dir = File::open(dir)?;
+        let device = rustix::fs::fstat(&dir)?.st_dev;
+        let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+        let statistics = PathBuf::from(format!("/sys/dev/block/{major}:{minor}/stat"));
+        Ok(statistics.exists().then_some(Self { dir, statistics }))
+    }
+
+    /// Bytes ever written to it, what waits in the page cache included.
+    pub fn written(&self) -> anyhow::Result<f64> {
+        // The seventh figure counts sectors of 512 bytes.
+        rustix::fs::syncfs(&self.dir)?;
+        let text = fs::read_to_string(&self.statistics)?;
+        let sectors = text.split_whitespace().nth(6).context("too few figures of the disk")?;
+        Ok(sectors.parse::<f64>()? * 512.0)
     }
 }
 
@@ -102,5 +132,18 @@ mod tests {
         }
         assert!(group.used().since(&before).cpu["own"] > Duration::ZERO, "{spent}");
         assert!(group.memory()["own"] > 0.0);
+    }
+
+    #[test]
+    fn what_is_written_reaches_the_count_of_its_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let Some(disk) = Disk::below(dir.path()).unwrap() else {
+            println!("SKIPPED: the kernel keeps no statistics of this filesystem's disk");
+            return;
+        };
+        let before = disk.written().unwrap();
+        let data: Vec<u8> = std::iter::repeat_with(|| fastrand::u8(..)).take(8 << 20).collect();
+        fs::write(dir.path().join("file"), data).unwrap();
+        assert!(disk.written().unwrap() - before >= f64::from(8 << 20));
     }
 }
