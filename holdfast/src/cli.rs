@@ -6,6 +6,7 @@ use crate::inspect::{self, Check, KvCommand};
 use crate::output::{Format, print};
 use crate::process::{self, RoleArgs};
 use crate::role::ProcessRole;
+use crate::router::{self, RouterCommand};
 use crate::up::{self, UpArgs};
 use crate::vdisk::{self, VdiskCommand};
 use clap::{Parser, Subcommand};
@@ -76,8 +77,8 @@ pub enum Command {
     Arakoon(RoleArgs),
     /// Run one alba-proxy
     AlbaProxy(RoleArgs),
-    /// Run one storage router
-    Router(RoleArgs),
+    /// Run one storage router, or list them, hand vDisks over, empty one for maintenance
+    Router(RouterArgs),
     /// Run one edge: the NBD server
     Edge(RoleArgs),
 }
@@ -96,6 +97,15 @@ pub enum BackendCommand {
 pub struct AsdArgs {
     #[command(subcommand)]
     pub command: Option<AsdCommand>,
+    #[command(flatten)]
+    pub run: Option<RoleArgs>,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct RouterArgs {
+    #[command(subcommand)]
+    pub command: Option<RouterCommand>,
     #[command(flatten)]
     pub run: Option<RoleArgs>,
 }
@@ -136,7 +146,16 @@ pub fn run(cli: Cli) -> Result<ExitCode, Failure> {
             Err(Failure::config("say `holdfast asd --config FILE` or `holdfast asd list`"))
         }
         Command::AlbaProxy(args) => done(process::run(ProcessRole::AlbaProxy, &args)),
-        Command::Router(args) => done(process::run(ProcessRole::Router, &args)),
+        Command::Router(RouterArgs { command: Some(command), .. }) => {
+            let cluster = place.load()?;
+            done(block_on(router::run(command, &cluster))?)
+        }
+        Command::Router(RouterArgs { run: Some(args), .. }) => {
+            done(process::run(ProcessRole::Router, &args))
+        }
+        Command::Router(RouterArgs { run: None, .. }) => Err(Failure::config(
+            "say `holdfast router --config FILE`, or `holdfast router list` and the like; see --help",
+        )),
         Command::Edge(args) => done(process::run(ProcessRole::Edge, &args)),
         Command::Config(ConfigCommand::Example { role }) => {
             print(process::example(role));

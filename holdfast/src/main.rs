@@ -21,6 +21,7 @@ mod output;
 mod probe;
 mod process;
 mod role;
+mod router;
 mod status;
 mod table;
 mod up;

@@ -88,7 +88,7 @@ pub enum VdiskCommand {
     },
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("`{text}` isn't a length of time: write it like 90, 90s, 5min or 1h");
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
@@ -150,16 +150,16 @@ pub async fn run(command: VdiskCommand, cluster: &Cluster) -> Result<(), Failure
 
 /// What is asked, of whom first, and for how long.
 #[derive(Clone, Copy)]
-struct Ask<'a> {
+pub(crate) struct Ask<'a> {
     /// The vDisk, for messages.
-    name: &'a str,
-    method: u16,
-    limit: Duration,
+    pub name: &'a str,
+    pub method: u16,
+    pub limit: Duration,
 }
 
-struct Routers<'a> {
-    admin: &'a Admin,
-    cluster: &'a Cluster,
+pub(crate) struct Routers<'a> {
+    pub admin: &'a Admin,
+    pub cluster: &'a Cluster,
 }
 
 impl Routers<'_> {
@@ -167,7 +167,7 @@ impl Routers<'_> {
         self.cluster.of_role(ProcessRole::Router).map(|member| member.endpoint.0.clone()).collect()
     }
 
-    async fn ask<Q: Encode, A: Decode>(&self, ask: Ask<'_>, body: &Q) -> Result<A, Failure> {
+    pub async fn ask<Q: Encode, A: Decode>(&self, ask: Ask<'_>, body: &Q) -> Result<A, Failure> {
         self.ask_from(self.endpoints(), ask, body).await
     }
 

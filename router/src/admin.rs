@@ -82,13 +82,16 @@ impl Router {
         let state = self.state();
         state.volumes.iter().find_map(|(vdisk, slot)| match slot {
             Slot::Serving(serving) if serving.record.name == name => Some(*vdisk),
-            Slot::Serving(_) | Slot::Opening | Slot::Gap(_) | Slot::Fenced(_) | Slot::Deleting => {
-                None
-            }
+            Slot::Serving(_)
+            | Slot::Opening
+            | Slot::Gap(_)
+            | Slot::Fenced(_)
+            | Slot::Elsewhere(_)
+            | Slot::Deleting => None,
         })
     }
 
-    async fn record_by_name(&self, name: &str) -> Result<Read<VdiskRecord>, WireError> {
+    pub(crate) async fn record_by_name(&self, name: &str) -> Result<Read<VdiskRecord>, WireError> {
         let found = self.facts.vdisk_by_name(name).await.map_err(|error| error.to_wire())?;
         found
             .ok_or_else(|| WireError::refuse(code::NO_VDISK, format!("there is no vDisk `{name}`")))
@@ -97,7 +100,8 @@ impl Router {
     /// Begins to open a vDisk that isn't being opened or served yet.
     pub fn ensure_opening(self: &Arc<Self>, vdisk: VdiskId) {
         let mut state = self.state();
-        if state.stopping || state.volumes.contains_key(&vdisk) {
+        let may_open = matches!(state.volumes.get(&vdisk), None | Some(Slot::Elsewhere(_)));
+        if state.stopping || !may_open {
             return;
         }
         state.volumes.insert(vdisk, Slot::Opening);
@@ -105,12 +109,12 @@ impl Router {
         tokio::spawn(Arc::clone(self).open_loop(vdisk));
     }
 
-    async fn location(&self, record: &VdiskRecord) -> Result<Location, WireError> {
+    pub(crate) async fn location(&self, record: &VdiskRecord) -> Result<Location, WireError> {
         let owner = if record.owner == self.id {
             self.me()
         } else {
             let found = self.facts.router(record.owner).await.map_err(|error| error.to_wire())?;
-            let addresses = found.map(|router| router.addresses).unwrap_or_default();
+            let addresses = found.map(|router| router.value.addresses).unwrap_or_default();
             RouterAddress { router: record.owner, addresses }
         };
         Ok(self.location_with(record, record.epoch, owner))
@@ -207,7 +211,7 @@ impl Router {
     }
 
     /// Waits while a vDisk is being opened.
-    async fn wait_served(&self, vdisk: VdiskId) -> Result<(), WireError> {
+    pub(crate) async fn wait_served(&self, vdisk: VdiskId) -> Result<(), WireError> {
         let start = boot_now();
         loop {
             let error = match self.state().serving(vdisk) {

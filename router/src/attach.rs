@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use model::{AttachmentGeneration, VdiskId};
@@ -19,6 +20,8 @@ use crate::state::{Serving, Session};
 
 /// Tries against concurrent changes of the same record.
 const TRIES: usize = 8;
+/// How long an edge waits here for a vDisk that is being opened; its own patience is longer.
+const OPENING_PATIENCE: Duration = Duration::from_secs(8);
 
 const fn stored(mode: AttachMode) -> AttachmentMode {
     match mode {
@@ -89,11 +92,24 @@ fn decide(
 
 impl Router {
     pub async fn attach(self: Arc<Self>, attach: Attach, peer: Arc<Peer>, responder: Responder) {
+        responder.finish(self.attach_by_name(&attach, &peer).await);
+    }
+
+    async fn attach_by_name(
+        self: &Arc<Self>,
+        attach: &Attach,
+        peer: &Arc<Peer>,
+    ) -> Result<Attached, WireError> {
         let vdisk = match self.owned_by_name(&attach.name).await {
-            Ok(vdisk) => vdisk,
-            Err(error) => return responder.fail(error),
+            Err(error) if error.code == code::NOT_OWNER => {
+                // The owner may have left it behind.
+                self.take_left_behind(&attach.name).await?.ok_or(error)?
+            }
+            owned => owned?,
         };
-        responder.finish(self.attach_to(vdisk, &attach, &peer).await);
+        // Not for ever: the edge wants to hear what it waits for.
+        let _ = tokio::time::timeout(OPENING_PATIENCE, self.wait_served(vdisk)).await;
+        self.attach_to(vdisk, attach, peer).await
     }
 
     async fn attach_to(

@@ -201,7 +201,7 @@ impl Router {
     /// Stops serving a vDisk and says so to everyone who waits; its log records stay (a restart decides about them).
     pub fn leave(&self, vdisk: VdiskId, slot: Slot) {
         let error = match &slot {
-            Slot::Fenced(reason) => {
+            Slot::Fenced(reason) | Slot::Elsewhere(reason) => {
                 tracing::warn!(%vdisk, reason, "fenced: another router owns this vDisk now");
                 WireError::new(ErrorClass::Redirect, code::NOT_OWNER, reason.clone())
             }

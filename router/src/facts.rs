@@ -84,8 +84,8 @@ impl Facts {
         Ok(self.all(key::ROUTERS).await?.into_iter().map(|read| read.value).collect())
     }
 
-    pub async fn router(&self, router: RouterId) -> Result<Option<RouterRecord>, FactsError> {
-        Ok(self.get(key::router(router)).await?.map(|read| read.value))
+    pub async fn router(&self, router: RouterId) -> Result<Option<Read<RouterRecord>>, FactsError> {
+        self.get(key::router(router)).await
     }
 
     pub async fn vpool(&self, name: &str) -> Result<Option<VpoolRecord>, FactsError> {
@@ -140,6 +140,21 @@ impl Facts {
             .compare_and_set(key::vdisk(new.vdisk), Some(old.bytes.clone()), Some(bytes.clone()))
             .await?;
         Ok(Read { value: new.clone(), bytes })
+    }
+
+    /// Changes a vDisk while the router that it belonged to is as it was read: off, and not back.
+    pub async fn take_vdisk(
+        &self,
+        old: &Read<VdiskRecord>,
+        new: &VdiskRecord,
+        former: &Read<RouterRecord>,
+    ) -> Result<(), FactsError> {
+        let transaction = Transaction::new()
+            .assert_value(key::vdisk(new.vdisk), old.bytes.clone())
+            .assert_value(key::router(former.value.router), former.bytes.clone())
+            .set(key::vdisk(new.vdisk), new.to_record());
+        self.client.commit(transaction).await?;
+        Ok(())
     }
 
     /// The last step of a deletion: its objects are gone already.

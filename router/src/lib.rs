@@ -9,6 +9,7 @@
 //! | `reader` | overlay → page map → frames → bytes |
 //! | `committer` | units → SCOs in the backend → page map → freed log |
 //! | `open` | claim, raise, read head, recover, serve (P10, P18) |
+//! | `handoff` | a vDisk to another router: by an operator's wish, or after a clean stop |
 //! | `attach`, `admin` | attachments; create, delete, resize, show, sync |
 //! | `log_disk`, `map_store`, `frames`, `backend`, `facts` | adapters: log files, RocksDB, frame cache, proxies, arakoon |
 
@@ -19,6 +20,7 @@ mod committer;
 pub mod config;
 mod facts;
 mod frames;
+mod handoff;
 mod log_disk;
 mod map_store;
 mod open;

@@ -60,6 +60,8 @@ pub enum OpenError {
     NotOwner,
     #[error("the vDisk is being deleted")]
     Deleting,
+    #[error("its page map is just being brought up to date")]
+    Following,
     #[error("a task of recovery failed: {0}")]
     Task(#[from] tokio::task::JoinError),
 }
@@ -109,6 +111,9 @@ impl Router {
         }
         if read.value.deleting {
             return Err(OpenError::Deleting);
+        }
+        if self.state().following.contains(&vdisk) {
+            return Err(OpenError::Following);
         }
         let promised = LogId(read.value.log_id);
         let own = self.disk.id;
@@ -346,7 +351,7 @@ impl Router {
 fn judge(error: &OpenError) -> Verdict {
     match error {
         OpenError::Gap(gap) => Verdict::End(Slot::Gap(gap.to_string())),
-        OpenError::NotOwner => Verdict::End(Slot::Fenced(error.to_string())),
+        OpenError::NotOwner => Verdict::End(Slot::Elsewhere(error.to_string())),
         OpenError::Backend(BackendError::Refused(WireError { code, .. }))
             if *code == proxy_code::FENCED =>
         {
@@ -365,6 +370,7 @@ fn judge(error: &OpenError) -> Verdict {
         | OpenError::Tlog { .. }
         | OpenError::Chain { .. }
         | OpenError::Deleting
+        | OpenError::Following
         | OpenError::Task(_) => Verdict::Again(error.to_string()),
     }
 }

@@ -99,30 +99,41 @@ impl From<MapError> for ReadError {
 }
 
 impl Router {
-    fn probe(&self, vdisk: VdiskId, clusters: impl Iterator<Item = Cluster>) -> Vec<Probe> {
+    /// Until `keep` says no.
+    fn probe_while<T>(
+        &self,
+        vdisk: VdiskId,
+        clusters: &[Cluster],
+        keep: impl Fn(Probe) -> Option<T>,
+    ) -> Option<Vec<T>> {
         let state = self.state();
         let overlay = match state.volumes.get(&vdisk) {
             Some(Slot::Serving(serving)) => Some(&serving.core.overlay),
-            Some(Slot::Opening | Slot::Gap(_) | Slot::Fenced(_) | Slot::Deleting) | None => None,
+            Some(_) | None => None,
         };
         let mut memory = Memory { router: self, vdisk, page: None, frame: None };
-        clusters
-            .map(|cluster| match overlay.map_or(Lookup::Below, |overlay| overlay.lookup(cluster)) {
+        let mut probes = Vec::with_capacity(clusters.len());
+        for cluster in clusters {
+            let found = overlay.map_or(Lookup::Below, |overlay| overlay.lookup(*cluster));
+            probes.push(keep(match found {
                 Lookup::Data(data, checksum) => Probe::Known(Content::Data(data, checksum)),
                 Lookup::Unmapped => Probe::Known(Content::Zero),
-                Lookup::Below => memory.probe(cluster),
-            })
-            .collect()
+                Lookup::Below => memory.probe(*cluster),
+            })?);
+        }
+        Some(probes)
+    }
+
+    fn probe(&self, vdisk: VdiskId, clusters: &[Cluster]) -> Vec<Probe> {
+        self.probe_while(vdisk, clusters, Some).expect("all are kept")
     }
 
     /// The content of clusters, if memory has all of it.
     pub fn peek_all(&self, vdisk: VdiskId, clusters: &[Cluster]) -> Option<Vec<Content>> {
-        let probes = self.probe(vdisk, clusters.iter().copied());
-        let known = probes.into_iter().map(|probe| match probe {
+        self.probe_while(vdisk, clusters, |probe| match probe {
             Probe::Known(content) => Some(content),
             Probe::At(_) | Probe::Page => None,
-        });
-        known.collect()
+        })
     }
 
     /// The content of clusters, wherever it is.
@@ -155,11 +166,11 @@ impl Router {
         vdisk: VdiskId,
         clusters: &[Cluster],
     ) -> Result<Vec<Content>, ReadError> {
-        let mut probes = self.probe(vdisk, clusters.iter().copied());
+        let mut probes = self.probe(vdisk, clusters);
         if probes.iter().any(|probe| matches!(probe, Probe::Page)) {
             self.load_pages(vdisk, clusters, &probes).await?;
             // Probed anew as a whole: what was committed meanwhile left the overlay for the map.
-            probes = self.probe(vdisk, clusters.iter().copied());
+            probes = self.probe(vdisk, clusters);
         }
         let mut contents = Vec::with_capacity(clusters.len());
         let mut cold: BTreeMap<ScoNumber, Vec<Wanted>> = BTreeMap::new();

@@ -13,10 +13,11 @@ use runtime::peer::Peer;
 use runtime::rpc::{Request, Responder, Service};
 use runtime::status::status;
 use wire::router::{
-    Attach, AttachMode, BlockStatus, CreateVdisk, Detach, Durability, EXTENTS_MAX, Flush, IO_MAX,
-    Locate, Read, ReplayComplete, ResizeVdisk, Unmap, VdiskName, Write, code, method,
+    Adoption, Attach, AttachMode, BlockStatus, CreateVdisk, Detach, Durability, EXTENTS_MAX, Flush,
+    IO_MAX, Locate, Read, ReplayComplete, ResizeVdisk, SetStanding, Transfer, Unmap, VdiskName,
+    Write, code, method,
 };
-use wire::{Encode, WireError, common};
+use wire::{Encode, Role, WireError, common};
 
 use crate::admin::json_text;
 use crate::router::Router;
@@ -65,6 +66,9 @@ fn check_io(
     let stopping = state.stopping;
     let serving = state.serving(vdisk)?;
     let session = serving.session(generation)?;
+    if serving.handing_over {
+        return Err(WireError::retry(code::RECOVERING, "the vDisk is being handed over"));
+    }
     if changes == Access::Change {
         if session.mode == AttachMode::ReadOnly {
             return Err(WireError::refuse(code::READ_ONLY, "the attachment is read-only"));
@@ -271,7 +275,29 @@ impl Server {
         deadline: Option<Duration>,
     ) -> Answered {
         let router = Arc::clone(&self.router);
+        if request.peer.role == Role::Edge {
+            let message = "edges do I/O; vDisks are administered by operators and routers";
+            return Err((responder, WireError::refuse(wire::error::code::FORBIDDEN, message)));
+        }
         match request.method {
+            method::TRANSFER_VDISK => {
+                let transfer: Transfer = checked!(responder, request.decode());
+                spawn(responder, async move {
+                    router.transfer(router.owned_by_name(&transfer.name).await?, transfer.to).await
+                });
+            }
+            method::SET_STANDING => {
+                let standing: SetStanding = checked!(responder, request.decode());
+                spawn(responder, async move { router.set_standing(standing.state).await });
+            }
+            method::PREPARE_ADOPTION => {
+                let adoption: Adoption = checked!(responder, request.decode());
+                spawn(responder, async move { router.prepare_adoption(adoption.vdisk).await });
+            }
+            method::ADOPT => {
+                let adoption: Adoption = checked!(responder, request.decode());
+                spawn(responder, async move { router.adopt(adoption.vdisk).await });
+            }
             method::CREATE_VDISK => {
                 let create: CreateVdisk = checked!(responder, request.decode());
                 spawn(responder, async move { router.create(&create).await });
@@ -316,6 +342,8 @@ impl Server {
         for (vdisk, slot) in &state.volumes {
             let (name, problem) = match slot {
                 Slot::Serving(serving) => (serving.record.name.clone(), serving.degraded.clone()),
+                // Served well, elsewhere.
+                Slot::Elsewhere(_) => continue,
                 Slot::Gap(reason) | Slot::Fenced(reason) => (String::new(), Some(reason.clone())),
                 Slot::Opening | Slot::Deleting => (String::new(), None),
             };
@@ -323,7 +351,11 @@ impl Server {
                 Slot::Gap(_) => "gap",
                 Slot::Opening if word == "running" => "recovering",
                 Slot::Serving(_) if problem.is_some() && word == "running" => "degraded",
-                Slot::Opening | Slot::Serving(_) | Slot::Fenced(_) | Slot::Deleting => word,
+                Slot::Opening
+                | Slot::Serving(_)
+                | Slot::Fenced(_)
+                | Slot::Elsewhere(_)
+                | Slot::Deleting => word,
             };
             vdisks.push(format!(
                 r#"{{"vdisk":"{vdisk}","name":"{}","state":"{}","problem":"{}"}}"#,

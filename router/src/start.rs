@@ -18,8 +18,8 @@ use runtime::random::{jitter, u64 as random_u64, u128 as random_u128};
 use runtime::rpc::{ServerOptions, serve};
 use runtime::shutdown::Shutdown;
 use runtime::tls::TlsError;
-use wire::Role;
 use wire::facts::{RouterState, VdiskRecord};
+use wire::{Role, WireError};
 
 use crate::backend::Backend;
 use crate::config::Config;
@@ -28,7 +28,7 @@ use crate::log_disk::{LogDisk, LogDiskError};
 use crate::map_store::{MapError, MapStore};
 use crate::router::{Parts, Router};
 use crate::server::Server;
-use crate::state::{Slot, State};
+use crate::state::{Records, Slot, State};
 
 /// Why a router doesn't run.
 #[derive(Debug, thiserror::Error)]
@@ -208,7 +208,7 @@ impl Router {
         let mut released = false;
         while !self.stop.is_triggered() {
             if !registered {
-                match self.facts.register(&self.record(RouterState::Online)).await {
+                match self.register().await {
                     Ok(()) => registered = true,
                     Err(error) => tracing::warn!(%error, "can't register with arakoon yet"),
                 }
@@ -316,6 +316,10 @@ impl Router {
         let Ok(Some(read)) = self.facts.vdisk(vdisk).await else { return };
         if read.value.epoch == epoch {
             let drained = VdiskRecord { log_id: 0, ..read.value.clone() };
+            // From then on another router may take it: not even reads are answered here any more (L3).
+            let error = WireError::retry(wire::error::code::STOPPING, "the router is stopping");
+            let slot = Slot::Elsewhere("the router is stopping".to_owned());
+            self.state().stop_serving(vdisk, slot, &error, Records::Release);
             if let Err(error) = self.facts.change_vdisk(&read, &drained).await {
                 tracing::warn!(%vdisk, %error, "the clean stop couldn't be recorded");
             }

@@ -154,6 +154,8 @@ pub struct Serving {
     pub degraded: Option<String>,
     /// A page failed its checksum: the committer rebuilds the map.
     pub map_damaged: bool,
+    /// It goes to another router: nothing new is taken.
+    pub handing_over: bool,
     pub objects: u64,
     /// Where the last read of this vDisk ended, and how many in a row were sequential.
     pub read_end: u64,
@@ -186,6 +188,7 @@ impl Serving {
             tlogs: BTreeMap::new(),
             degraded: None,
             map_damaged: false,
+            handing_over: false,
             objects,
             read_end: 0,
             read_streak: 0,
@@ -261,6 +264,8 @@ pub enum Slot {
     Gap(String),
     /// Another router or an operator claimed it (L4).
     Fenced(String),
+    /// Another router has it, and nothing of it is left here: it may come back.
+    Elsewhere(String),
     Deleting,
 }
 
@@ -272,6 +277,7 @@ impl Slot {
             Self::Serving(_) => "serving",
             Self::Gap(_) => "gap",
             Self::Fenced(_) => "fenced",
+            Self::Elsewhere(_) => "elsewhere",
             Self::Deleting => "deleting",
         }
     }
@@ -316,6 +322,10 @@ pub struct State {
     /// Why no further segment can be made, if so (a full disk).
     pub log_problem: Option<String>,
     pub stopping: bool,
+    /// Takes no further vDisks, by an operator's wish.
+    pub draining: bool,
+    /// vDisks of others whose page maps are brought up to date here before they change hands.
+    pub following: BTreeSet<VdiskId>,
 }
 
 impl State {
@@ -343,6 +353,8 @@ impl State {
             log_failed: false,
             log_problem: None,
             stopping: false,
+            draining: false,
+            following: BTreeSet::new(),
         }
     }
 
@@ -365,7 +377,7 @@ impl State {
                 Err(WireError::retry(code::RECOVERING, "the vDisk is being opened here; try again"))
             }
             Some(Slot::Gap(reason)) => Err(WireError::refuse(code::GAP, reason.clone())),
-            Some(Slot::Fenced(reason)) => {
+            Some(Slot::Fenced(reason) | Slot::Elsewhere(reason)) => {
                 Err(WireError::new(ErrorClass::Redirect, code::NOT_OWNER, reason.clone()))
             }
             Some(Slot::Deleting) => {

@@ -1,5 +1,6 @@
 //! The protocol of the router: block I/O from edges, and administration of vDisks.
 
+use crate::facts::RouterState;
 use crate::{message, tag};
 use bytes::Bytes;
 use model::{AttachmentGeneration, EdgeId, Epoch, Incarnation, Lsn, RequestSeq, RouterId, VdiskId};
@@ -36,6 +37,15 @@ pub mod method {
     pub const SHOW_VDISK: u16 = 35;
     /// [`super::VdiskName`] → [`super::SyncDone`] when all is in the backend and no holes are left.
     pub const SYNC_VDISK: u16 = 36;
+    /// [`super::Transfer`] → [`super::Transferred`]: the owner hands the vDisk to another router; others redirect.
+    pub const TRANSFER_VDISK: u16 = 37;
+    /// [`super::SetStanding`] → `()`: whether this router takes vDisks.
+    pub const SET_STANDING: u16 = 38;
+    /// [`super::Adoption`] → `()`, from an owner to who shall be the next: could you start it? Its page map is brought up
+    /// to date meanwhile.
+    pub const PREPARE_ADOPTION: u16 = 39;
+    /// [`super::Adoption`] → `()`: it is yours by arakoon's record; open it now.
+    pub const ADOPT: u16 = 40;
 }
 
 pub mod code {
@@ -68,6 +78,8 @@ pub mod code {
     pub const INVALID: u16 = PROTOCOL_BASE + 12;
     /// Class Retry: the vDisk is in use and must be detached first.
     pub const IN_USE: u16 = PROTOCOL_BASE + 13;
+    /// Class Retry: a hand-over didn't come about; the owner serves on. The message says why.
+    pub const HANDOVER_ABORTED: u16 = PROTOCOL_BASE + 14;
 }
 
 /// Largest read or write in one request. An edge splits longer ones.
@@ -273,6 +285,26 @@ message! {
     pub struct SyncDone {
         pub lsn: Lsn,
         pub objects: u64,
+    }
+
+    pub struct Transfer {
+        pub name: String,
+        pub to: RouterId,
+    }
+
+    pub struct Transferred {
+        pub owner: RouterId,
+        pub epoch: Epoch,
+        /// How long requests waited.
+        pub pause_ms: u32,
+    }
+
+    pub struct SetStanding {
+        pub state: RouterState,
+    }
+
+    pub struct Adoption {
+        pub vdisk: VdiskId,
     }
 }
 

@@ -79,7 +79,11 @@ impl State {
         let serving = || {
             self.volumes.values().filter_map(|slot| match slot {
                 Slot::Serving(serving) => Some(serving),
-                Slot::Opening | Slot::Gap(_) | Slot::Fenced(_) | Slot::Deleting => None,
+                Slot::Opening
+                | Slot::Gap(_)
+                | Slot::Fenced(_)
+                | Slot::Elsewhere(_)
+                | Slot::Deleting => None,
             })
         };
         let sharers = serving().count() as u64;

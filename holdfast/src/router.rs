@@ -1,0 +1,333 @@
+//! `holdfast router …`: which routers there are and what they own; vDisks from one to another; a router emptied for
+//! maintenance and taken back.
+
+use crate::client::{Admin, arakoon_failure, call};
+use crate::cluster::{Cluster, Member};
+use crate::failure::Failure;
+use crate::output::{Format, print, print_json};
+use crate::role::ProcessRole;
+use crate::table::{Cell, Paint, Table, Tone};
+use crate::up::bootstrap::vdisks;
+use crate::vdisk::{Ask, Routers, duration};
+use indicatif::{ProgressBar, ProgressStyle};
+use model::RouterId;
+use serde_json::{Value, json};
+use std::time::Duration;
+use wire::facts::{Record, RouterRecord, RouterState, VdiskRecord, key};
+use wire::router::{SetStanding, Transfer, Transferred, method};
+
+const LIMIT: Duration = Duration::from_secs(10);
+
+#[derive(Debug, clap::Subcommand)]
+pub enum RouterCommand {
+    /// Every router: state, vDisks, address
+    List {
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Show one router and the vDisks it owns
+    Show {
+        router: String,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Hand a vDisk to another router, under its clients; their requests wait for a moment
+    #[command(after_help = "Example:\n  holdfast router transfer db --to router-2")]
+    Transfer {
+        vdisk: String,
+        /// The router that shall own it
+        #[arg(long, value_name = "ROUTER")]
+        to: String,
+        /// Give up after this: 90, 90s, 5min or 1h
+        #[arg(long, default_value = "10min", value_parser = duration)]
+        timeout: Duration,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Hand all vDisks of a router to others, and give it no new ones; run again to go on after an interruption
+    #[command(
+        after_help = "Example:\n  holdfast router drain router-1   # then stop it, service it, start it\n  holdfast router resume router-1"
+    )]
+    Drain {
+        router: String,
+        /// Only to this one [default: each to the router with the fewest]
+        #[arg(long, value_name = "ROUTER")]
+        to: Option<String>,
+        /// Give up on a vDisk after this: 90, 90s, 5min or 1h
+        #[arg(long, default_value = "10min", value_parser = duration)]
+        timeout: Duration,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Let a drained router take vDisks again
+    Resume {
+        router: String,
+        #[command(flatten)]
+        format: Format,
+    },
+}
+
+/// # Errors
+/// When the command doesn't succeed; the message names the router or vDisk and what to do.
+pub async fn run(command: RouterCommand, cluster: &Cluster) -> Result<(), Failure> {
+    let admin = Admin::new(cluster)?;
+    let desk = Desk { admin: &admin, cluster };
+    match command {
+        RouterCommand::List { format } => desk.list(format).await,
+        RouterCommand::Show { router, format } => desk.show(&router, format).await,
+        RouterCommand::Transfer { vdisk, to, timeout, format } => {
+            let to = desk.known().await?.router(&to)?.clone();
+            let done = desk.transfer(&vdisk, to.router, timeout).await?;
+            if format.json {
+                return print_json(&moved_json(&vdisk, &to.name, &done));
+            }
+            print(&format!(
+                "{vdisk}: owned by {} at epoch {}; requests waited {} ms\n",
+                to.name, done.epoch, done.pause_ms
+            ));
+            Ok(())
+        }
+        RouterCommand::Drain { router, to, timeout, format } => {
+            desk.drain(&router, to.as_deref(), timeout, format).await
+        }
+        RouterCommand::Resume { router, format } => {
+            let router = desk.known().await?.router(&router)?.clone();
+            desk.set_standing(&router, RouterState::Online).await?;
+            if format.json {
+                return print_json(&json!({"id": router.name, "state": "online"}));
+            }
+            print(&format!("{} takes vDisks again\n", router.name));
+            Ok(())
+        }
+    }
+}
+
+fn moved_json(vdisk: &str, to: &str, done: &Transferred) -> Value {
+    json!({"vdisk": vdisk, "owner": to, "epoch": done.epoch.0, "pause_ms": done.pause_ms})
+}
+
+const fn word(state: RouterState) -> &'static str {
+    match state {
+        RouterState::Online => "online",
+        RouterState::Draining => "draining",
+        RouterState::Offline => "offline",
+    }
+}
+
+/// What arakoon knows about routers and who owns what.
+struct Known {
+    routers: Vec<RouterRecord>,
+    vdisks: Vec<VdiskRecord>,
+}
+
+impl Known {
+    fn router(&self, name: &str) -> Result<&RouterRecord, Failure> {
+        self.routers.iter().find(|router| router.name == name).ok_or_else(|| {
+            let names: Vec<&str> = self.routers.iter().map(|router| router.name.as_str()).collect();
+            Failure::not_found(format!("there is no router {name}; there are {}", names.join(", ")))
+        })
+    }
+
+    fn owned(&self, router: RouterId) -> impl Iterator<Item = &VdiskRecord> {
+        self.vdisks.iter().filter(move |vdisk| vdisk.owner == router && !vdisk.deleting)
+    }
+
+    /// Who takes the next vDisk of `from`: of those in service, the one with the fewest.
+    fn next_home(&self, from: RouterId) -> Option<&RouterRecord> {
+        let fit =
+            |router: &&RouterRecord| router.router != from && router.state == RouterState::Online;
+        self.routers.iter().filter(fit).min_by_key(|router| self.owned(router.router).count())
+    }
+}
+
+struct Desk<'a> {
+    admin: &'a Admin,
+    cluster: &'a Cluster,
+}
+
+impl Desk<'_> {
+    async fn known(&self) -> Result<Known, Failure> {
+        let arakoon = self.admin.arakoon(self.cluster, LIMIT);
+        let rows = arakoon.prefix(key::ROUTERS).await.map_err(arakoon_failure)?;
+        let read = |(_, value)| RouterRecord::from_record(value).ok();
+        let mut routers: Vec<RouterRecord> = rows.into_iter().filter_map(read).collect();
+        routers.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(Known { routers, vdisks: vdisks(self.admin, self.cluster).await? })
+    }
+
+    async fn list(&self, format: Format) -> Result<(), Failure> {
+        let known = self.known().await?;
+        if format.json {
+            let rows = known.routers.iter().map(|router| router_json(&known, router));
+            return print_json(&rows.collect::<Vec<_>>());
+        }
+        let mut table = Table::new(&["ROUTER", "STATE", "VDISKS", "DOMAIN", "ADDRESS"]);
+        for router in &known.routers {
+            let tone = match router.state {
+                RouterState::Online => Tone::Good,
+                RouterState::Draining => Tone::Warn,
+                RouterState::Offline => Tone::Bad,
+            };
+            table.row(vec![
+                Cell::plain(router.name.as_str()),
+                Cell::toned(word(router.state), tone),
+                Cell::plain(known.owned(router.router).count().to_string()),
+                Cell::plain(router.domain.as_str()),
+                Cell::plain(router.addresses.join(" ")),
+            ]);
+        }
+        print(&table.render(Paint::on(&std::io::stdout())));
+        Ok(())
+    }
+
+    async fn show(&self, name: &str, format: Format) -> Result<(), Failure> {
+        let known = self.known().await?;
+        let router = known.router(name)?;
+        let value = router_json(&known, router);
+        if format.json {
+            return print_json(&value);
+        }
+        let mut out = String::new();
+        for (key, value) in value.as_object().into_iter().flatten() {
+            let shown = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            out.push_str(&format!("{key:<12}{shown}\n"));
+        }
+        print(&out);
+        Ok(())
+    }
+
+    async fn transfer(
+        &self,
+        vdisk: &str,
+        to: RouterId,
+        limit: Duration,
+    ) -> Result<Transferred, Failure> {
+        let routers = Routers { admin: self.admin, cluster: self.cluster };
+        let ask = Ask { name: vdisk, method: method::TRANSFER_VDISK, limit };
+        routers.ask(ask, &Transfer { name: vdisk.to_owned(), to }).await
+    }
+
+    fn member(&self, name: &str) -> Result<&Member, Failure> {
+        self.cluster
+            .member(name)
+            .filter(|member| member.role == ProcessRole::Router)
+            .ok_or_else(|| Failure::not_found(format!("the cluster's file has no router {name}")))
+    }
+
+    async fn set_standing(&self, router: &RouterRecord, state: RouterState) -> Result<(), Failure> {
+        let client = self.admin.member(self.member(&router.name)?);
+        call::<_, ()>(&client, method::SET_STANDING, &SetStanding { state }, LIMIT).await.map_err(
+            |error| {
+                Failure::unreachable(format!(
+                    "router {}: {error}; `holdfast status` shows which processes run",
+                    router.name
+                ))
+            },
+        )
+    }
+
+    async fn drain(
+        &self,
+        name: &str,
+        to: Option<&str>,
+        limit: Duration,
+        format: Format,
+    ) -> Result<(), Failure> {
+        let known = self.known().await?;
+        let from = known.router(name)?.clone();
+        let to = to.map(|to| known.router(to).cloned()).transpose()?;
+        if to.as_ref().map_or(known.next_home(from.router), Some).is_none() {
+            return Err(Failure::failed(format!(
+                "no other router is online to take the vDisks of {name}; `holdfast router list` shows them"
+            )));
+        }
+        self.set_standing(&from, RouterState::Draining).await?;
+        let count = known.owned(from.router).count();
+        // Shown on a terminal only.
+        let style = ProgressStyle::with_template("{prefix} [{bar:30}] {pos}/{len} vDisks, {msg}")
+            .expect("the template is a constant");
+        let bar =
+            ProgressBar::new(model::u64_of(count)).with_style(style).with_prefix(name.to_owned());
+        let mut moved = Vec::new();
+        // Looked at anew each time: others may move vDisks too.
+        loop {
+            let known = self.known().await?;
+            let Some(vdisk) = known.owned(from.router).next() else { break };
+            let next = to.as_ref().or_else(|| known.next_home(from.router));
+            let next = next.ok_or_else(|| {
+                Failure::failed(format!("no router is online to take {}", vdisk.name))
+            })?;
+            bar.set_message(format!("{} to {}", vdisk.name, next.name));
+            let done = self.transfer(&vdisk.name, next.router, limit).await?;
+            moved.push(moved_json(&vdisk.name, &next.name, &done));
+            bar.inc(1);
+        }
+        bar.finish_and_clear();
+        if format.json {
+            return print_json(&json!({"id": name, "state": "draining", "moved": moved}));
+        }
+        print(&format!(
+            "{name} owns no vDisk any more ({} handed over) and takes none until `holdfast router resume {name}` or its restart\n",
+            moved.len()
+        ));
+        Ok(())
+    }
+}
+
+fn router_json(known: &Known, router: &RouterRecord) -> Value {
+    let names: Vec<&str> = known.owned(router.router).map(|vdisk| vdisk.name.as_str()).collect();
+    json!({
+        "id": router.name,
+        "state": word(router.state),
+        "domain": router.domain,
+        "addresses": router.addresses,
+        "router": router.router.to_string(),
+        "vdisks": names,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::{Epoch, Incarnation, VdiskId};
+
+    fn router(id: u128, state: RouterState) -> RouterRecord {
+        RouterRecord {
+            router: RouterId(id),
+            name: format!("router-{id}"),
+            addresses: Vec::new(),
+            domain: String::new(),
+            state,
+            incarnation: Incarnation(1),
+        }
+    }
+
+    fn vdisk(id: u128, owner: u128) -> VdiskRecord {
+        VdiskRecord {
+            vdisk: VdiskId(id),
+            name: format!("vdisk-{id}"),
+            size_bytes: 4096,
+            vpool: "default".into(),
+            owner: RouterId(owner),
+            epoch: Epoch(1),
+            log_id: 0,
+            deleting: false,
+        }
+    }
+
+    #[test]
+    fn the_next_home_is_in_service_and_owns_the_fewest() {
+        let known = Known {
+            routers: vec![
+                router(1, RouterState::Online),
+                router(2, RouterState::Online),
+                router(3, RouterState::Draining),
+                router(4, RouterState::Online),
+            ],
+            vdisks: vec![vdisk(1, 1), vdisk(2, 2), vdisk(3, 2), vdisk(4, 4)],
+        };
+        assert_eq!(known.next_home(RouterId(1)).map(|router| router.router), Some(RouterId(4)));
+        assert_eq!(known.next_home(RouterId(4)).map(|router| router.router), Some(RouterId(1)));
+        assert!(known.router("router-9").unwrap_err().to_string().contains("router-1, router-2"));
+    }
+}

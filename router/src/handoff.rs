@@ -1,0 +1,321 @@
+//! A vDisk changes hands while its owner is well: by an operator's wish, or because its owner left cleanly.
+//!
+//! ```text
+//!  owner R1                                        R2
+//!  PREPARE_ADOPTION ─────────────────────────────▶ could it start? follows the page map
+//!  sends what is pending to the backend, serving on
+//!  takes nothing new, sends the rest               ── requests wait from here …
+//!  record: owner R2, epoch + 1, no log needed
+//!  ADOPT ────────────────────────────────────────▶ claims, opens, serves   … to here
+//!  tells edges where to go
+//! ```
+//! Everything is in the backend before the record changes, so R2 needs nothing that only R1 has. A step that fails before
+//! that leaves R1 serving as if nothing had been. When it isn't known whether the record changed, R1 opens the vDisk anew
+//! like after a restart: its claim either finds the other owner, or makes the change impossible (L3).
+//!
+//! Invariant: a record that names another owner says that no log is needed (`log_id` 0): nothing acknowledged was left
+//! behind (L1).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use model::{RouterId, VdiskId};
+use runtime::clock::boot_now;
+use runtime::endpoint::Endpoint;
+use runtime::rpc::{Call, CallError, Client, ClientOptions};
+use wire::facts::{RouterRecord, RouterState, VdiskRecord};
+use wire::router::{Adoption, Transferred, code, method};
+use wire::{ErrorClass, Role, WireError};
+
+use crate::facts::FactsError;
+use crate::router::Router;
+use crate::state::{Records, Slot};
+
+/// How long the next owner may take to bring a page map up to date.
+const PREPARE_PATIENCE: Duration = Duration::from_secs(600);
+/// How long one round of sending what is pending may take, while the vDisk is served.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(60);
+/// How long requests wait at most before the hand-over is given up.
+const FROZEN_MAX: Duration = Duration::from_secs(10);
+/// How long the next owner may take to say that it begins.
+const ADOPT_PATIENCE: Duration = Duration::from_secs(2);
+/// Left to be sent before requests wait: a fraction of a second.
+const LITTLE: u64 = 8 << 20;
+/// Rounds of sending while new writes come in.
+const ROUNDS_MAX: usize = 8;
+const PAUSE: Duration = Duration::from_millis(5);
+
+fn aborted(why: impl std::fmt::Display) -> WireError {
+    WireError::retry(code::HANDOVER_ABORTED, format!("not handed over: {why}"))
+}
+
+/// One that left cleanly, and doesn't need its log.
+const fn is_left_behind(record: &VdiskRecord, owner: &RouterRecord) -> bool {
+    record.log_id == 0 && matches!(owner.state, RouterState::Offline) && !record.deleting
+}
+
+impl Router {
+    /// Enters this router's record. An operator's wish that it takes nothing outlives a crash; a clean stop ends it.
+    pub(crate) async fn register(&self) -> Result<(), FactsError> {
+        let before = self.facts.router(self.id).await?;
+        let draining = before.is_some_and(|read| read.value.state == RouterState::Draining);
+        self.state().draining = draining;
+        let state = if draining { RouterState::Draining } else { RouterState::Online };
+        self.facts.register(&self.record(state)).await
+    }
+
+    /// Whether this router takes further vDisks.
+    ///
+    /// # Errors
+    /// When the state isn't one that can be wished for, or arakoon can't be reached.
+    pub async fn set_standing(&self, state: RouterState) -> Result<(), WireError> {
+        if state == RouterState::Offline {
+            let message = "a router is offline when it was stopped; drain it, then stop it";
+            return Err(WireError::refuse(code::INVALID, message));
+        }
+        self.facts.register(&self.record(state)).await.map_err(|error| error.to_wire())?;
+        self.state().draining = state == RouterState::Draining;
+        tracing::info!(?state, "standing changed by an operator");
+        Ok(())
+    }
+
+    /// Could this router start the vDisk? Its page map follows the backend meanwhile, so that only the tail is left later.
+    ///
+    /// # Errors
+    /// Why not.
+    pub async fn prepare_adoption(&self, vdisk: VdiskId) -> Result<(), WireError> {
+        {
+            let mut state = self.state();
+            if state.stopping || state.draining || state.log_failed {
+                return Err(aborted("the router is stopping or takes no vDisks"));
+            }
+            if let Some(problem) = &state.log_problem {
+                return Err(aborted(format!("its write log has a problem: {problem}")));
+            }
+            match state.volumes.get(&vdisk) {
+                None | Some(Slot::Elsewhere(_)) => {}
+                Some(slot) => return Err(aborted(format!("the vDisk is {} there", slot.name()))),
+            }
+            if !state.following.insert(vdisk) {
+                return Err(aborted("its page map is being prepared already"));
+            }
+        }
+        let followed = self.follow_map(vdisk).await;
+        self.state().following.remove(&vdisk);
+        followed.map_err(aborted)
+    }
+
+    async fn follow_map(&self, vdisk: VdiskId) -> Result<(), String> {
+        let maps = self.maps.clone();
+        let opened = tokio::task::spawn_blocking(move || maps.open_table(vdisk)).await;
+        opened.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+        // A map of another history is sorted out when the vDisk is opened.
+        if let Err(error) = self.catch_up(vdisk).await {
+            tracing::info!(%vdisk, %error, "the page map can't be followed beforehand");
+            return Ok(());
+        }
+        let maps = self.maps.clone();
+        let written = tokio::task::spawn_blocking(move || maps.write_back(vdisk)).await;
+        written.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
+    }
+
+    /// The record names this router: opens the vDisk now rather than at the next look.
+    ///
+    /// # Errors
+    /// When the record doesn't.
+    pub async fn adopt(self: &Arc<Self>, vdisk: VdiskId) -> Result<(), WireError> {
+        let read = self.facts.vdisk(vdisk).await.map_err(|error| error.to_wire())?;
+        if read.is_none_or(|read| read.value.owner != self.id) {
+            return Err(WireError::refuse(code::INVALID, "the vDisk isn't this router's"));
+        }
+        self.ensure_opening(vdisk);
+        Ok(())
+    }
+
+    /// Takes a vDisk whose owner stopped cleanly and is off, if there is such a one of this name.
+    ///
+    /// # Errors
+    /// When arakoon can't say.
+    pub(crate) async fn take_left_behind(
+        self: &Arc<Self>,
+        name: &str,
+    ) -> Result<Option<VdiskId>, WireError> {
+        let read = self.record_by_name(name).await?;
+        let owner = self.facts.router(read.value.owner).await.map_err(|error| error.to_wire())?;
+        let Some(owner) = owner.filter(|owner| is_left_behind(&read.value, &owner.value)) else {
+            return Ok(None);
+        };
+        {
+            let state = self.state();
+            if state.stopping || state.draining || state.log_failed || state.log_problem.is_some() {
+                return Ok(None);
+            }
+        }
+        let vdisk = read.value.vdisk;
+        let taken =
+            VdiskRecord { owner: self.id, epoch: read.value.epoch.next(), ..read.value.clone() };
+        match self.facts.take_vdisk(&read, &taken, &owner).await {
+            Ok(()) => {}
+            // Somebody was quicker, or the owner is back: the next attach finds who.
+            Err(error) if error.is_conflict() => return Ok(None),
+            Err(error) => return Err(error.to_wire()),
+        }
+        tracing::info!(%vdisk, name, from = %owner.value.name, "taken over from a router that stopped cleanly");
+        self.ensure_opening(vdisk);
+        Ok(Some(vdisk))
+    }
+
+    /// Hands a vDisk that is served here to another router.
+    ///
+    /// # Errors
+    /// When it didn't come about; it is served here then, unless somebody else took it meanwhile.
+    pub async fn transfer(
+        self: &Arc<Self>,
+        vdisk: VdiskId,
+        to: RouterId,
+    ) -> Result<Transferred, WireError> {
+        let epoch = self.state().serving(vdisk)?.core.epoch();
+        if to == self.id {
+            return Ok(Transferred { owner: to, epoch, pause_ms: 0 });
+        }
+        let target = self.facts.router(to).await.map_err(|error| error.to_wire())?;
+        let target = target
+            .map(|read| read.value)
+            .ok_or_else(|| WireError::refuse(code::INVALID, format!("there is no router {to}")))?;
+        if target.state != RouterState::Online {
+            let message =
+                format!("router {} is {:?}: it takes no vDisks", target.name, target.state);
+            return Err(WireError::refuse(code::INVALID, message));
+        }
+        self.ask_next(&target, method::PREPARE_ADOPTION, vdisk, PREPARE_PATIENCE).await?;
+        self.send_most(vdisk).await?;
+        {
+            let mut state = self.state();
+            let serving = state.serving(vdisk)?;
+            if std::mem::replace(&mut serving.handing_over, true) {
+                return Err(aborted("another hand-over of this vDisk is under way"));
+            }
+        }
+        let start = boot_now();
+        let new = match self.hand_over(vdisk, to).await {
+            Ok(new) => new,
+            Err(Halt::Before(error)) => {
+                if let Ok(serving) = self.state().serving(vdisk) {
+                    serving.handing_over = false;
+                }
+                tracing::warn!(%vdisk, to = %target.name, %error, "a hand-over didn't come about; serving on");
+                return Err(error);
+            }
+            Err(Halt::Unknown(error)) => {
+                tracing::warn!(%vdisk, to = %target.name, %error, "it isn't known whether the vDisk changed hands; opening it anew");
+                let error = aborted(error);
+                self.state().stop_serving(vdisk, Slot::Opening, &error, Records::Release);
+                tokio::spawn(Arc::clone(self).open_loop(vdisk));
+                return Err(error);
+            }
+        };
+        let reason = format!("handed over to router {}", target.name);
+        let location = self.location(&new).await.map(|location| wire::encode_to_bytes(&location));
+        let error = WireError::new(ErrorClass::Redirect, code::NOT_OWNER, reason.clone())
+            .with_detail(location.unwrap_or_default());
+        self.state().stop_serving(vdisk, Slot::Elsewhere(reason), &error, Records::Release);
+        // It looks for what is its own by itself every few seconds.
+        if let Err(error) = self.ask_next(&target, method::ADOPT, vdisk, ADOPT_PATIENCE).await {
+            tracing::warn!(%vdisk, to = %target.name, %error, "the next owner doesn't answer; it will find its vDisk");
+        }
+        let pause = boot_now().since(start);
+        tracing::info!(%vdisk, name = new.name, to = %target.name, ?pause, "handed over");
+        let pause_ms = u32::try_from(pause.as_millis()).unwrap_or(u32::MAX);
+        Ok(Transferred { owner: to, epoch: new.epoch, pause_ms })
+    }
+
+    async fn ask_next(
+        &self,
+        target: &RouterRecord,
+        method: u16,
+        vdisk: VdiskId,
+        patience: Duration,
+    ) -> Result<(), WireError> {
+        let mut trouble = "it has no address".to_owned();
+        for address in &target.addresses {
+            let Ok(endpoint) = address.parse::<Endpoint>() else { continue };
+            let identity = Arc::clone(&self.identity);
+            let client = Client::new(endpoint, Role::Router, identity, ClientOptions::default());
+            match client.call::<_, ()>(method, &Adoption { vdisk }, Call::within(patience)).await {
+                Ok(_) => return Ok(()),
+                Err(CallError::Refused(error)) => return Err(error),
+                Err(error) => trouble = error.to_string(),
+            }
+        }
+        Err(aborted(format!("router {} can't be asked: {trouble}", target.name)))
+    }
+
+    /// Sends what is pending to the backend until little is left, while the vDisk is served.
+    async fn send_most(&self, vdisk: VdiskId) -> Result<(), WireError> {
+        for _ in 0..ROUNDS_MAX {
+            let (target, mut committed) = {
+                let mut state = self.state();
+                let serving = state.serving(vdisk)?;
+                if serving.core.pending_bytes() <= LITTLE {
+                    return Ok(());
+                }
+                serving.core.seal();
+                serving.committer.notify_one();
+                (serving.core.last_lsn(), serving.committed.subscribe())
+            };
+            let sent = committed.wait_for(|lsn| target <= *lsn);
+            match tokio::time::timeout(DRAIN_PATIENCE, sent).await {
+                Ok(Ok(_)) => {}
+                Ok(Err(_)) => return Err(aborted("the vDisk is no longer served here")),
+                Err(_) => return Err(aborted("the backend doesn't take what is pending")),
+            }
+        }
+        // A writer as fast as the backend: the rest is sent while it waits.
+        Ok(())
+    }
+
+    /// Requests wait. Sends the rest, and changes the record.
+    async fn hand_over(&self, vdisk: VdiskId, to: RouterId) -> Result<VdiskRecord, Halt> {
+        let start = boot_now();
+        let epoch = loop {
+            {
+                let mut state = self.state();
+                let serving = state.serving(vdisk)?;
+                if serving.is_idle() && serving.core.is_drained() {
+                    break serving.core.epoch();
+                }
+                serving.core.seal();
+                serving.committer.notify_one();
+            }
+            if FROZEN_MAX < boot_now().since(start) {
+                return Err(aborted("what was pending didn't reach the backend in time").into());
+            }
+            tokio::time::sleep(PAUSE).await;
+        };
+        let read = self.facts.vdisk(vdisk).await.map_err(|error| error.to_wire())?;
+        let read = read.ok_or_else(|| WireError::refuse(code::NO_VDISK, "the vDisk is gone"))?;
+        if read.value.owner != self.id || read.value.epoch != epoch || read.value.deleting {
+            return Err(aborted("its record changed").into());
+        }
+        let new = VdiskRecord { owner: to, epoch: epoch.next(), log_id: 0, ..read.value.clone() };
+        match self.facts.change_vdisk(&read, &new).await {
+            Ok(_) => Ok(new),
+            Err(error) if error.is_conflict() => Err(aborted("its record changed").into()),
+            Err(error) => Err(Halt::Unknown(error)),
+        }
+    }
+}
+
+/// Why a hand-over stopped.
+enum Halt {
+    /// Nothing changed.
+    Before(WireError),
+    /// The record may have changed, or may still.
+    Unknown(FactsError),
+}
+
+impl From<WireError> for Halt {
+    fn from(error: WireError) -> Self {
+        Self::Before(error)
+    }
+}

@@ -1,0 +1,113 @@
+//! vDisks change hands under a verifying load: handed over, drained away, left behind by a clean stop.
+//!
+//! Invariant: the client sees no error, and every acknowledged write is there at the next owner (L1, L3).
+
+use std::collections::BTreeSet;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use holdfast_tests::cluster::{Cluster, Options, wait_until};
+use holdfast_tests::history::Survival;
+use holdfast_tests::steps::Steps;
+use holdfast_tests::workload::{Counts, Load, Verifier};
+
+const BYTES: u64 = 48 << 20;
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn owner(cluster: &Cluster, vdisk: &str) -> anyhow::Result<String> {
+    let records = cluster.json(&["vdisk", "list"])?;
+    let records = records.as_array().context("a list")?;
+    let record = records.iter().find(|record| record["name"] == vdisk).context("the vDisk")?;
+    Ok(record["owner"].as_str().context("its owner")?.to_owned())
+}
+
+fn other(router: &str) -> &'static str {
+    if router == "router-1" { "router-2" } else { "router-1" }
+}
+
+/// Runs `change` while a load goes on, and demands that the load goes on behind it without an error.
+fn under_load(
+    verifier: &Verifier,
+    seed: u64,
+    change: impl FnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let going = verifier.start(&Load { seed, ..Load::default() })?;
+    let progress = |more: u64| {
+        let before = Counts::get(&verifier.counts().writes);
+        wait_until(LIMIT, "progress of the load", || {
+            Ok(going.has_ended() || before + more < Counts::get(&verifier.counts().writes))
+        })
+    };
+    progress(300)?;
+    change()?;
+    progress(1500)?;
+    let ended: BTreeSet<String> = going.stop()?.iter().map(|ended| format!("{ended:?}")).collect();
+    ensure!(ended == BTreeSet::from(["Stopped".to_owned()]), "{ended:?}");
+    let errors = Counts::get(&verifier.counts().errors);
+    ensure!(errors == 0, "{errors} requests failed");
+    verifier.check(Survival::Alive)
+}
+
+#[test]
+fn a_vdisk_changes_hands_under_load_without_an_error() -> anyhow::Result<()> {
+    let options =
+        Options { vdisks: vec![("demo", "1GiB"), ("second", "64MiB")], ..Options::default() };
+    let cluster = Cluster::start(options.with(&["--no-restart"]))?;
+    let verifier = Verifier::new(cluster.target("demo"), 7, BYTES);
+    let mut steps = Steps::default();
+    steps.step("there and back, and there again", || {
+        for round in 0..3 {
+            under_load(&verifier, round, || {
+                let from = owner(&cluster, "demo")?;
+                let to = other(&from);
+                let done = cluster.json(&["router", "transfer", "demo", "--to", to])?;
+                eprintln!("round {round}: {done}");
+                ensure!(done["owner"] == to && owner(&cluster, "demo")? == to, "{done}");
+                Ok(())
+            })?;
+        }
+        Ok(())
+    });
+    steps.step("a refused hand-over names the reason and changes nothing", || {
+        let before = owner(&cluster, "demo")?;
+        let failed =
+            cluster.holdfast_outcome(&["router", "transfer", "demo", "--to", "router-9"], LIMIT)?;
+        ensure!(
+            failed.status.code() == Some(3) && failed.stderr.contains("router-1"),
+            "{failed:?}"
+        );
+        ensure!(owner(&cluster, "demo")? == before);
+        Ok(())
+    });
+    steps.step("a drained router owns nothing and takes nothing until it is resumed", || {
+        let from = owner(&cluster, "demo")?;
+        under_load(&verifier, 10, || {
+            cluster.json(&["router", "drain", &from]).map(|drained| eprintln!("{drained}"))
+        })?;
+        let shown = cluster.json(&["router", "show", &from])?;
+        ensure!(
+            shown["state"] == "draining" && shown["vdisks"].as_array().is_some_and(Vec::is_empty),
+            "{shown}"
+        );
+        let refused =
+            cluster.holdfast_outcome(&["router", "transfer", "demo", "--to", &from], LIMIT)?;
+        ensure!(
+            refused.status.code() == Some(1) && refused.stderr.contains("Draining"),
+            "{refused:?}"
+        );
+        cluster.holdfast(&["router", "resume", &from])?;
+        ensure!(cluster.json(&["router", "show", &from])?["state"] == "online");
+        Ok(())
+    });
+    steps.step("what a router that stops cleanly owned is served by another", || {
+        let from = owner(&cluster, "demo")?;
+        let pid = cluster.pid(&from)?;
+        under_load(&verifier, 11, || {
+            let stopped = Command::new("kill").args(["-TERM", &pid.to_string()]).status()?;
+            ensure!(stopped.success());
+            wait_until(LIMIT, "another owner", || Ok(owner(&cluster, "demo")? == other(&from)))
+        })
+    });
+    steps.done()
+}
