@@ -78,6 +78,13 @@ impl RocksIndex {
         Ok(Self { db: Arc::new(db) })
     }
 
+    /// Names of the tables that it counts on.
+    #[cfg(test)]
+    pub(crate) fn live_files(&self) -> Result<Vec<String>, IndexError> {
+        let files = self.db.live_files().map_err(|error| index_error(&error))?;
+        Ok(files.into_iter().map(|file| file.name).collect())
+    }
+
     fn rows(&self, start: &[u8]) -> impl Iterator<Item = Result<Row, IndexError>> + '_ {
         let mode = IteratorMode::From(start, Direction::Forward);
         self.db.iterator(mode).map(|row| row.map_err(|error| index_error(&error)))

@@ -8,15 +8,17 @@
 //!
 //! Invariant: no request is answered before the sync that covers it; none is left without an answer.
 
-use crate::disk::SegmentDisk;
+use crate::disk::{Files, SegmentDisk};
 use crate::index::RocksIndex;
 use crate::queue::{Portion, Taken};
 use crate::reader::{is_too_late, too_late};
 use crate::shared::{Phase, Shared, Snapshot};
 use asd_core::index::IndexError;
 use asd_core::space::Limits;
-use asd_core::store::{Counters, Op, OpenError, Options, Outcome, Progress, Store, Usage};
-use model::Now;
+use asd_core::store::{
+    Counters, Op, OpenError, Options, Outcome, Progress, Recovery, Store, Usage,
+};
+use model::{Now, OsdId};
 use runtime::clock::boot_now;
 use runtime::rpc::Responder;
 use std::path::PathBuf;
@@ -62,6 +64,47 @@ pub(crate) struct Place {
 }
 
 type DiskStore = Store<SegmentDisk, RocksIndex>;
+
+/// Opens the disk; an index that is damaged is deleted and made anew from the segments.
+fn open_disk(
+    files: &Arc<Files>,
+    place: &Place,
+    osd: OsdId,
+) -> Result<(DiskStore, Recovery), OpenError> {
+    let attempt = || {
+        let index = RocksIndex::open(&place.index_dir)?;
+        let disk = SegmentDisk::new(Arc::clone(files), place.reserve);
+        Store::open(disk, index, Options { osd, limits: place.limits }, boot_now())
+    };
+    match attempt() {
+        Err(OpenError::Index(IndexError::Damaged(problem))) => {
+            tracing::warn!(%problem, "the index is damaged; it is rebuilt from the segments");
+            std::fs::remove_dir_all(&place.index_dir)
+                .map_err(|error| IndexError::Io(error.to_string()))?;
+            attempt()
+        }
+        result => result,
+    }
+}
+
+fn report(store: &DiskStore, recovery: Recovery) {
+    let usage = store.usage();
+    tracing::info!(
+        fragments = usage.fragments,
+        segments = usage.segments,
+        replayed = recovery.replayed,
+        rebuilt = recovery.rebuilt,
+        wiped = recovery.wiped,
+        "disk opened"
+    );
+    if recovery.lost + recovery.missing_segments > 0 {
+        tracing::warn!(
+            records = recovery.lost,
+            segments = recovery.missing_segments,
+            "acknowledged records are missing; their fragments must be repaired from the others"
+        );
+    }
+}
 
 pub(crate) struct Writer {
     shared: Arc<Shared>,
@@ -137,43 +180,13 @@ impl Writer {
     }
 
     fn open(&mut self) -> Result<DiskStore, OpenError> {
-        let store = match self.try_open() {
-            Err(OpenError::Index(IndexError::Damaged(problem))) => {
-                tracing::warn!(%problem, "the index is damaged; it is rebuilt from the segments");
-                self.shared.set_index(None);
-                std::fs::remove_dir_all(&self.place.index_dir)
-                    .map_err(|error| IndexError::Io(error.to_string()))?;
-                self.try_open()?
-            }
-            result => result?,
-        };
+        // Nobody may hold the index that is perhaps about to be deleted.
+        self.shared.set_index(None);
+        let (store, recovery) = open_disk(&self.shared.files, &self.place, self.shared.osd)?;
+        report(&store, recovery);
         self.shared.set_index(Some(store.index().clone()));
         self.reopen_in = REOPEN_MIN;
         self.publish(&store);
-        Ok(store)
-    }
-
-    fn try_open(&self) -> Result<DiskStore, OpenError> {
-        let index = RocksIndex::open(&self.place.index_dir)?;
-        let disk = SegmentDisk::new(Arc::clone(&self.shared.files), self.place.reserve);
-        let options = Options { osd: self.shared.osd, limits: self.place.limits };
-        let (store, recovery) = Store::open(disk, index, options, boot_now())?;
-        let usage = store.usage();
-        tracing::info!(
-            fragments = usage.fragments,
-            segments = usage.segments,
-            replayed = recovery.replayed,
-            rebuilt = recovery.rebuilt,
-            wiped = recovery.wiped,
-            "disk opened"
-        );
-        if recovery.lost + recovery.missing_segments > 0 {
-            tracing::warn!(
-                records = recovery.lost,
-                segments = recovery.missing_segments,
-                "acknowledged records are missing; their fragments must be repaired from the others"
-            );
-        }
         Ok(store)
     }
 
@@ -356,3 +369,6 @@ fn delete_error(outcome: Outcome, state: DiskState) -> WireError {
     let class = if state == DiskState::Failed { ErrorClass::Fatal } else { ErrorClass::Retry };
     WireError::new(class, asd_code::DISK, "the disk can't be written")
 }
+
+#[cfg(test)]
+mod tests;

@@ -34,6 +34,9 @@ pub enum ReadError {
     /// It is being rebuilt from the backend's TLogs (L6).
     #[error("the page map is damaged ({0}) and is being rebuilt; try again")]
     MapDamaged(String),
+    /// As above, and somebody is at it already.
+    #[error("{0}")]
+    MapBehind(String),
     #[error("the router is stopping")]
     Stopping,
 }

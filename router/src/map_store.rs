@@ -4,26 +4,31 @@
 //! crash leaves the map as of some committed TLog, and the rest is replayed. There is no write-ahead log: what is lost is
 //! derived (L6). A page that fails its checksum is never used; the map is rebuilt then.
 //!
+//! Checksums don't see what is missing: RocksDB opens without a file whose mention in the manifest was lost. So opening a
+//! table counts all of it and compares with its state. Readers see a map only once it is whole ([`MapStore::complete`]).
+//!
 //! Invariant: at most one change of a vDisk's map is under way (its committer's); readers may look at any time.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use model::{Epoch, Lsn, MapGeneration, ObjectId, ScoNumber, VdiskId};
+use model::{Epoch, MapGeneration, ObjectId, ScoNumber, VdiskId};
 use quick_cache::sync::Cache;
-use rocksdb::{
-    BlockBasedOptions, DB, DBCompressionType, IteratorMode, Options, WriteBatch, WriteOptions,
-};
-use router_core::crc32c;
+use rocksdb::{IteratorMode, WriteBatch, WriteOptions};
 use router_core::map::{Delta, Totals};
 use router_core::page::{Page, page_key};
 use router_core::tlog::Tlog;
-use wire::{Decode, Encode, Reader};
+
+mod place;
+mod state;
+
+use place::Place;
+pub use state::MapState;
+use state::{epoch_key, kind_range, state_key};
 
 /// The only generation so far; snapshots start further ones.
 const GENERATION: MapGeneration = MapGeneration(0);
-const STATE_VERSION: u8 = 1;
 /// Dirty pages of one vDisk that force a write-back.
 const DIRTY_MAX: usize = 4096;
 /// TLogs that a restart replays at most, when the map wasn't closed cleanly.
@@ -35,95 +40,72 @@ pub enum MapError {
     Store(String),
     #[error("page map of vDisk {vdisk}: page {page} fails its checksum")]
     BadPage { vdisk: VdiskId, page: u64 },
+    /// RocksDB can't read its own files.
+    #[error("page map: its files are damaged: {0}")]
+    Damaged(String),
+    #[error("page map of vDisk {vdisk} isn't what its state says: {problem}")]
+    Mismatch { vdisk: VdiskId, problem: String },
+    /// Also after the files were replaced: what was open must be rebuilt.
     #[error("page map of vDisk {0} isn't open")]
     Closed(VdiskId),
+    /// It doesn't hold all TLogs yet: a page of it would be one of the past (L5).
+    #[error("page map of vDisk {0} is being rebuilt; try again")]
+    Behind(VdiskId),
 }
 
-impl From<rocksdb::Error> for MapError {
-    fn from(error: rocksdb::Error) -> Self {
-        Self::Store(error.to_string())
-    }
-}
-
-/// What a map says about itself.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct MapState {
-    /// The last TLog it holds.
-    pub object: Option<ObjectId>,
-    pub last_lsn: Lsn,
-    pub totals: Totals,
-}
-
-impl MapState {
-    fn encode(&self) -> Vec<u8> {
-        let mut out = vec![STATE_VERSION];
-        self.object.encode(&mut out);
-        self.last_lsn.encode(&mut out);
-        self.totals.mapped.encode(&mut out);
-        self.totals.digest.encode(&mut out);
-        crc32c(&out).encode(&mut out);
-        out
-    }
-
-    /// `None` = can't be believed: rebuild.
-    fn decode(bytes: &[u8]) -> Option<Self> {
-        let (body, crc) = bytes.split_last_chunk::<4>()?;
-        if crc32c(body) != u32::from_le_bytes(*crc) {
-            return None;
+impl MapError {
+    /// Whether throwing the map away and following the TLogs again helps (L6).
+    #[must_use]
+    pub const fn is_damage(&self) -> bool {
+        match self {
+            Self::BadPage { .. } | Self::Damaged(_) | Self::Mismatch { .. } | Self::Closed(_) => {
+                true
+            }
+            Self::Store(_) | Self::Behind(_) => false,
         }
-        let mut from = Reader::new(bytes::Bytes::copy_from_slice(body));
-        if u8::decode(&mut from).ok()? != STATE_VERSION {
-            return None;
-        }
-        Some(Self {
-            object: Decode::decode(&mut from).ok()?,
-            last_lsn: Decode::decode(&mut from).ok()?,
-            totals: Totals {
-                mapped: Decode::decode(&mut from).ok()?,
-                digest: Decode::decode(&mut from).ok()?,
-            },
-        })
     }
 }
 
-fn state_key(vdisk: VdiskId) -> Vec<u8> {
-    let mut key = vec![b's'];
-    key.extend_from_slice(&vdisk.0.to_be_bytes());
-    key
-}
-
-fn epoch_key(vdisk: VdiskId, first: ScoNumber) -> Vec<u8> {
-    let mut key = vec![b'e'];
-    key.extend_from_slice(&vdisk.0.to_be_bytes());
-    key.extend_from_slice(&first.0.to_be_bytes());
-    key
-}
-
-/// All keys of one kind of one vDisk: `start..end`.
-fn kind_range(kind: u8, vdisk: VdiskId) -> (Vec<u8>, Vec<u8>) {
-    let mut start = vec![kind];
-    start.extend_from_slice(&vdisk.0.to_be_bytes());
-    let end = wire::arakoon::prefix_end(&start).map_or_else(|| vec![kind + 1], |end| end.to_vec());
-    (start, end)
-}
+/// (first SCO number → epoch): a location names only the number.
+type Epochs = BTreeMap<ScoNumber, Epoch>;
 
 struct Table {
     state: MapState,
     dirty: BTreeMap<u64, Arc<Page>>,
     /// Whole pages dropped since the last write-back: what the store has there doesn't count.
     dropped: Vec<(u64, u64)>,
-    /// (first SCO number → epoch): a location names only the number.
-    epochs: BTreeMap<ScoNumber, Epoch>,
-    new_epochs: BTreeMap<ScoNumber, Epoch>,
+    epochs: Epochs,
+    new_epochs: Epochs,
     tail: u32,
     /// Grows with every write-back, so that a slow load can't bring an old page back.
     version: u64,
+    /// All TLogs of the backend are in it, so readers may look.
+    complete: bool,
 }
 
 impl Table {
     fn is_dropped(&self, page: u64) -> bool {
         self.dropped.iter().any(|(start, end)| (*start..*end).contains(&page))
     }
+}
+
+/// Who asks: its own changes see a map that isn't complete yet, nobody else does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reader {
+    Own,
+    Outside,
+}
+
+fn seen_by(
+    reader: Reader,
+    tables: &BTreeMap<VdiskId, Table>,
+    vdisk: VdiskId,
+) -> Result<&Table, MapError> {
+    let table = tables.get(&vdisk).ok_or(MapError::Closed(vdisk))?;
+    if reader == Reader::Outside && !table.complete {
+        return Err(MapError::Behind(vdisk));
+    }
+    Ok(table)
 }
 
 /// What is known about a page without asking the disk.
@@ -134,7 +116,7 @@ enum Known {
 }
 
 struct Shared {
-    db: DB,
+    place: Place,
     tables: Mutex<BTreeMap<VdiskId, Table>>,
     clean: Cache<(VdiskId, u64), Arc<Page>>,
     empty: Arc<Page>,
@@ -150,33 +132,10 @@ impl MapStore {
     /// # Errors
     /// When RocksDB can't open the directory.
     pub fn open(dir: &Path, cache_bytes: u64) -> Result<Self, MapError> {
-        let mut options = Options::default();
-        options.create_if_missing(true);
-        options.set_compression_type(DBCompressionType::Lz4);
-        options.set_write_buffer_size(16 << 20);
-        options.set_max_write_buffer_number(3);
-        options.set_max_background_jobs(2);
-        options.set_max_open_files(128);
-        options.set_keep_log_file_num(4);
-        options.set_max_log_file_size(1 << 20);
-        // Most first writes to a thin vDisk ask for a page that isn't there.
-        let mut blocks = BlockBasedOptions::default();
-        blocks.set_bloom_filter(10.0, false);
-        options.set_block_based_table_factory(&blocks);
-        let db = match DB::open(&options, dir) {
-            Ok(db) => db,
-            Err(error) => {
-                // Derived data (L6): a map that doesn't open is put aside and rebuilt.
-                tracing::error!(%error, dir = %dir.display(), "the page map doesn't open; it is rebuilt from the backend");
-                let aside = dir.with_extension("damaged");
-                let _ = std::fs::remove_dir_all(&aside);
-                std::fs::rename(dir, &aside).map_err(|error| MapError::Store(error.to_string()))?;
-                DB::open(&options, dir)?
-            }
-        };
+        let place = Place::open(dir)?;
         let pages = model::usize_of(cache_bytes / 4200).max(64);
         let shared = Shared {
-            db,
+            place,
             tables: Mutex::default(),
             clean: Cache::new(pages),
             empty: Arc::new(Page::default()),
@@ -188,37 +147,19 @@ impl MapStore {
         self.shared.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads what is stored of a vDisk's map; blocking.
+    /// Reads what is stored of a vDisk's map; blocking. What is damaged is thrown away: the map is empty then (L6).
     ///
     /// # Errors
     /// When the store fails.
     pub fn open_table(&self, vdisk: VdiskId) -> Result<MapState, MapError> {
-        let stored = self.shared.db.get(state_key(vdisk))?;
-        let state = match stored.as_deref().map(MapState::decode) {
-            None => MapState::default(),
-            Some(Some(state)) => state,
-            Some(None) => {
-                tracing::error!(%vdisk, "the page map's state fails its checksum; it is rebuilt");
+        let (state, epochs) = match self.read_table(vdisk) {
+            Err(error) if error.is_damage() => {
+                tracing::error!(%vdisk, %error, "the page map is damaged; it is rebuilt from the backend");
                 self.erase(vdisk)?;
-                MapState::default()
+                self.read_table(vdisk)?
             }
+            read => read?,
         };
-        let mut epochs = BTreeMap::new();
-        let (start, end) = kind_range(b'e', vdisk);
-        for entry in
-            self.shared.db.iterator(IteratorMode::From(&start, rocksdb::Direction::Forward))
-        {
-            let (key, value) = entry?;
-            if end[..] <= key[..] {
-                break;
-            }
-            let (Some((_, number)), Ok(epoch)) =
-                (key.split_last_chunk::<8>(), <[u8; 8]>::try_from(&value[..]))
-            else {
-                return Err(MapError::Store("an epoch entry has a wrong length".to_owned()));
-            };
-            epochs.insert(ScoNumber(u64::from_be_bytes(*number)), Epoch(u64::from_le_bytes(epoch)));
-        }
         let table = Table {
             state: state.clone(),
             dirty: BTreeMap::new(),
@@ -227,17 +168,68 @@ impl MapStore {
             new_epochs: BTreeMap::new(),
             tail: 0,
             version: 0,
+            complete: false,
         };
         self.tables().insert(vdisk, table);
         Ok(state)
     }
 
-    /// Forgets a map, in memory and on disk; blocking.
+    /// State and epochs, if all that is stored agrees with them. It reads every page: about a second for 100 GiB mapped
+    /// at random, less than what a stale map would cost.
+    fn read_table(&self, vdisk: VdiskId) -> Result<(MapState, Epochs), MapError> {
+        let mismatch = |problem: &str| MapError::Mismatch { vdisk, problem: problem.to_owned() };
+        let stored = self.shared.place.with(|db| db.get(state_key(vdisk)))?;
+        let state = match stored.as_deref().map(MapState::decode) {
+            None => MapState::default(),
+            Some(Some(state)) => state,
+            Some(None) => return Err(mismatch("the state fails its checksum")),
+        };
+        let mut epochs = Epochs::new();
+        for (key, value) in self.shared.place.all(b'e', vdisk)? {
+            let (Some((_, number)), Ok(epoch)) =
+                (key.split_last_chunk::<8>(), <[u8; 8]>::try_from(&value[..]))
+            else {
+                return Err(mismatch("an epoch has a wrong length"));
+            };
+            epochs.insert(ScoNumber(u64::from_be_bytes(*number)), Epoch(u64::from_le_bytes(epoch)));
+        }
+        if epochs.len() as u64 != state.epochs {
+            return Err(mismatch("some epochs are missing"));
+        }
+        let mut totals = Totals::default();
+        self.shared.place.each(b'p', vdisk, |key, value| {
+            let number = state::page_of(key).ok_or_else(|| mismatch("a strange key"))?;
+            let page = Page::decode(key, value).ok_or(MapError::BadPage { vdisk, page: number })?;
+            totals.add_page(number, &page);
+            Ok(())
+        })?;
+        if totals != state.totals {
+            return Err(mismatch("some pages are missing, or not the newest"));
+        }
+        Ok((state, epochs))
+    }
+
+    /// The map holds every TLog of the backend: from now on readers may look.
+    pub fn complete(&self, vdisk: VdiskId) {
+        if let Some(table) = self.tables().get_mut(&vdisk) {
+            table.complete = true;
+        }
+    }
+
+    /// Forgets a map, in memory and on disk; blocking. Files that RocksDB can't read are replaced as a whole; then every
+    /// other map is [`MapError::Closed`] too, and rebuilt by who uses it.
     ///
     /// # Errors
     /// When the store fails.
     pub fn erase(&self, vdisk: VdiskId) -> Result<(), MapError> {
         self.tables().remove(&vdisk);
+        if self.shared.place.is_suspect() {
+            // In this order: nobody may take an old table for what the new files hold.
+            let mut tables = self.tables();
+            tables.clear();
+            self.shared.clean.clear();
+            return self.shared.place.replace();
+        }
         let mut batch = WriteBatch::default();
         for kind in [b'p', b'e'] {
             let (start, end) = kind_range(kind, vdisk);
@@ -252,8 +244,7 @@ impl MapStore {
     fn write(&self, batch: WriteBatch) -> Result<(), MapError> {
         let mut options = WriteOptions::default();
         options.disable_wal(true);
-        self.shared.db.write_opt(batch, &options)?;
-        Ok(())
+        self.shared.place.with(|db| db.write_opt(batch, &options))
     }
 
     #[must_use]
@@ -272,15 +263,15 @@ impl MapStore {
     /// A page, if memory has it: `None` = [`Self::load`] it.
     #[must_use]
     pub fn peek(&self, vdisk: VdiskId, page: u64) -> Option<Arc<Page>> {
-        match self.known(vdisk, page) {
+        match self.known(vdisk, page, Reader::Outside) {
             Ok(Known::Page(page)) => Some(page),
             Ok(Known::Ask(_)) | Err(_) => None,
         }
     }
 
-    fn known(&self, vdisk: VdiskId, page: u64) -> Result<Known, MapError> {
+    fn known(&self, vdisk: VdiskId, page: u64, reader: Reader) -> Result<Known, MapError> {
         let tables = self.tables();
-        let table = tables.get(&vdisk).ok_or(MapError::Closed(vdisk))?;
+        let table = seen_by(reader, &tables, vdisk)?;
         if let Some(dirty) = table.dirty.get(&page) {
             return Ok(Known::Page(Arc::clone(dirty)));
         }
@@ -296,22 +287,26 @@ impl MapStore {
     /// A page, from memory or disk; blocking.
     ///
     /// # Errors
-    /// When the store fails or the page is damaged.
+    /// When the store fails, the page is damaged, or the map is behind.
     pub fn load(&self, vdisk: VdiskId, number: u64) -> Result<Arc<Page>, MapError> {
+        self.load_for(Reader::Outside, vdisk, number)
+    }
+
+    fn load_for(&self, reader: Reader, vdisk: VdiskId, number: u64) -> Result<Arc<Page>, MapError> {
         loop {
-            let version = match self.known(vdisk, number)? {
+            let version = match self.known(vdisk, number, reader)? {
                 Known::Page(page) => return Ok(page),
                 Known::Ask(version) => version,
             };
             let key = page_key(vdisk, number, GENERATION);
-            let page = match self.shared.db.get_pinned(key)? {
+            let page = match self.shared.place.with(|db| db.get(key))? {
                 None => Arc::clone(&self.shared.empty),
                 Some(bytes) => Arc::new(
                     Page::decode(&key, &bytes).ok_or(MapError::BadPage { vdisk, page: number })?,
                 ),
             };
             let tables = self.tables();
-            let table = tables.get(&vdisk).ok_or(MapError::Closed(vdisk))?;
+            let table = seen_by(reader, &tables, vdisk)?;
             if table.version == version
                 && !table.is_dropped(number)
                 && !table.dirty.contains_key(&number)
@@ -325,28 +320,30 @@ impl MapStore {
     /// The first page at or after `from` that may hold something; blocking.
     ///
     /// # Errors
-    /// When the store fails.
+    /// When the store fails, or the map is behind.
     pub fn next_page(&self, vdisk: VdiskId, from: u64) -> Result<Option<u64>, MapError> {
+        self.next_page_for(Reader::Outside, vdisk, from)
+    }
+
+    fn next_page_for(
+        &self,
+        reader: Reader,
+        vdisk: VdiskId,
+        from: u64,
+    ) -> Result<Option<u64>, MapError> {
         let mut at = from;
         loop {
             let key = page_key(vdisk, at, GENERATION);
             let (_, end) = kind_range(b'p', vdisk);
-            let mut stored = None;
-            if let Some(entry) = self
-                .shared
-                .db
-                .iterator(IteratorMode::From(&key, rocksdb::Direction::Forward))
-                .next()
-            {
-                let (key, _) = entry?;
-                if key[..] < end[..]
-                    && let Some(number) = key.get(17..25)
-                {
-                    stored = Some(u64::from_be_bytes(number.try_into().expect("8 bytes")));
-                }
-            }
+            let first = self.shared.place.with(|db| {
+                let mode = IteratorMode::From(&key, rocksdb::Direction::Forward);
+                db.iterator(mode).next().transpose()
+            })?;
+            let stored = first
+                .filter(|(key, _)| key[..] < end[..])
+                .and_then(|(key, _)| state::page_of(&key));
             let tables = self.tables();
-            let table = tables.get(&vdisk).ok_or(MapError::Closed(vdisk))?;
+            let table = seen_by(reader, &tables, vdisk)?;
             let dirty = table.dirty.range(from..).next().map(|(page, _)| *page);
             let hidden = stored.and_then(|page| {
                 table
@@ -380,18 +377,20 @@ impl MapStore {
         }
         let mut changed = Vec::with_capacity(delta.pages.len());
         for (number, changes) in &delta.pages {
-            let mut page = self.load(vdisk, *number)?;
+            let mut page = self.load_for(Reader::Own, vdisk, *number)?;
             changes.apply(*number, Arc::make_mut(&mut page), &mut totals);
             changed.push((*number, page));
         }
         let mut tables = self.tables();
         let table = tables.get_mut(&vdisk).ok_or(MapError::Closed(vdisk))?;
         table.dirty.extend(changed);
-        table.state = MapState { object: Some(tlog.object), last_lsn: tlog.last_lsn, totals };
         if table.epochs.values().next_back() != Some(&tlog.object.epoch) {
             table.epochs.insert(tlog.object.number, tlog.object.epoch);
             table.new_epochs.insert(tlog.object.number, tlog.object.epoch);
         }
+        let epochs = table.epochs.len() as u64;
+        table.state =
+            MapState { object: Some(tlog.object), last_lsn: tlog.last_lsn, totals, epochs };
         table.tail += 1;
         let due = DIRTY_MAX <= table.dirty.len() || TAIL_MAX <= table.tail;
         drop(tables);
@@ -406,8 +405,9 @@ impl MapStore {
         totals: &mut Totals,
     ) -> Result<(), MapError> {
         let mut at = start;
-        while let Some(number) = self.next_page(vdisk, at)?.filter(|page| *page < end) {
-            totals.remove_page(number, &*self.load(vdisk, number)?);
+        let next = |at| self.next_page_for(Reader::Own, vdisk, at);
+        while let Some(number) = next(at)?.filter(|page| *page < end) {
+            totals.remove_page(number, &*self.load_for(Reader::Own, vdisk, number)?);
             at = number + 1;
         }
         let mut tables = self.tables();
@@ -449,7 +449,7 @@ impl MapStore {
             }
         }
         self.write(batch)?;
-        self.shared.db.flush()?;
+        self.shared.place.with(rocksdb::DB::flush)?;
         let mut tables = self.tables();
         let table = tables.get_mut(&vdisk).ok_or(MapError::Closed(vdisk))?;
         table.version += 1;

@@ -29,7 +29,7 @@ use wire::router::UnmapKind;
 use crate::backend::BackendError;
 use crate::facts::{FactsError, Read};
 use crate::log_disk::LogDiskError;
-use crate::map_store::MapError;
+use crate::map_store::{MapError, MapState};
 use crate::router::Router;
 use crate::state::{Serving, Slot};
 
@@ -226,8 +226,9 @@ impl Router {
         };
         match caught_up {
             Ok(()) => {}
-            Err(OpenError::Chain { problem, .. }) if state.object.is_some() => {
-                // A map of another history: thrown away, it is derived (L6).
+            Err(error) if is_of_the_map(&error, &state) => {
+                // Of another history, or damaged: thrown away, it is derived (L6).
+                let problem = error.to_string();
                 tracing::warn!(%vdisk, problem, "the page map doesn't fit the backend; it is rebuilt");
                 let maps = self.maps.clone();
                 tokio::task::spawn_blocking(move || {
@@ -242,7 +243,7 @@ impl Router {
         Ok(head.map_or(0, |head| head.number.0))
     }
 
-    /// Follows the TLogs that the map doesn't hold yet.
+    /// Follows the TLogs that the map doesn't hold yet; then readers may look at it.
     ///
     /// # Errors
     /// When the backend can't give them, or they don't join.
@@ -271,6 +272,7 @@ impl Router {
                 break;
             }
         }
+        self.maps.complete(vdisk);
         if 0 < followed {
             tracing::info!(%vdisk, followed, "the page map caught up with the backend's TLogs");
         }
@@ -345,6 +347,23 @@ impl Router {
             state.scan.records = Vec::new();
         }
         Ok(())
+    }
+}
+
+/// Whether the stored map is to blame, so that an empty one would do better.
+fn is_of_the_map(error: &OpenError, stored: &MapState) -> bool {
+    match error {
+        OpenError::Chain { .. } => stored.object.is_some(),
+        OpenError::Map(error) => error.is_damage(),
+        OpenError::Facts(_)
+        | OpenError::Backend(_)
+        | OpenError::Log(_)
+        | OpenError::Tlog { .. }
+        | OpenError::Gap(_)
+        | OpenError::NotOwner
+        | OpenError::Deleting
+        | OpenError::Following
+        | OpenError::Task(_) => false,
     }
 }
 

@@ -92,8 +92,12 @@ impl Memory<'_> {
 impl From<MapError> for ReadError {
     fn from(error: MapError) -> Self {
         match error {
-            MapError::BadPage { .. } => Self::MapDamaged(error.to_string()),
-            MapError::Store(_) | MapError::Closed(_) => Self::Map(error.to_string()),
+            MapError::BadPage { .. }
+            | MapError::Damaged(_)
+            | MapError::Mismatch { .. }
+            | MapError::Closed(_) => Self::MapDamaged(error.to_string()),
+            MapError::Behind(_) => Self::MapBehind(error.to_string()),
+            MapError::Store(_) => Self::Map(error.to_string()),
         }
     }
 }

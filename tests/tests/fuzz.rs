@@ -126,3 +126,9 @@ fn the_kept_corpus_is_what_the_encoders_write() {
         }
     }
 }
+
+#[test]
+fn damage_to_configurations_is_named_or_harmless() {
+    let count = if holdfast_tests::soak() { 6_000 } else { 500 };
+    assert!(count / 2 < fuzz::config::damage_configurations(count));
+}

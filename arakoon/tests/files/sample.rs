@@ -7,9 +7,10 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use fastrand::Rng;
+use sim::files::{self, Files, Harm};
+use sim::{Chance, Random};
 
 /// Tries before a sample is given up: background work ends soon.
 const TRIES: u32 = 1_000;
@@ -17,12 +18,7 @@ const TRIES: u32 = 1_000;
 /// What becomes of the bytes that no sync covers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tail {
-    Lost,
-    Kept,
-    /// Cut anywhere.
-    Torn,
-    /// Each sector by itself is there, or zeroes.
-    Sectors,
+    Cut(files::Tail),
     /// No power cut: the files as they are, the witness too.
     Whole,
 }
@@ -83,62 +79,33 @@ impl Sample {
         panic!("the files never stood still");
     }
 
-    /// What the power cut leaves, in a directory of its own.
-    pub fn image(&self, tail: Tail, random: &mut Rng) -> tempfile::TempDir {
-        let image = tempfile::tempdir().unwrap();
-        let db = image.path().join("db");
-        fs::create_dir(&db).unwrap();
+    /// What the power cut leaves.
+    pub fn image(&self, tail: Tail, random: &mut Random) -> Files {
+        let mut image = Files::default();
         for (name, bytes) in &self.files {
             let mut bytes = bytes.clone();
-            if is_log(name) {
+            if let (true, Tail::Cut(tail)) = (is_log(name), tail) {
                 // A log that is younger than the last sync has nothing synced in it.
                 let synced = self.synced.get(name).copied().unwrap_or(0);
-                cut(&mut bytes, usize::try_from(synced).unwrap(), tail, random);
+                files::cut(&mut bytes, usize::try_from(synced).unwrap(), tail, random);
             }
-            fs::write(db.join(name), bytes).unwrap();
+            image.0.insert(format!("db/{name}"), bytes);
         }
         let late = match tail {
-            Tail::Lost => true,
+            Tail::Cut(files::Tail::Lost) => true,
             Tail::Whole => false,
-            Tail::Kept | Tail::Torn | Tail::Sectors => random.bool(),
+            Tail::Cut(_) => random.happens(Chance::percent(50)),
         };
         let witness = if late { &self.witness_before } else { &self.witness };
-        fs::write(image.path().join("witness"), witness).unwrap();
+        image.0.insert("witness".to_owned(), witness.clone());
         image
     }
 }
 
-fn cut(bytes: &mut Vec<u8>, synced: usize, tail: Tail, random: &mut Rng) {
-    let synced = synced.min(bytes.len());
-    match tail {
-        Tail::Lost => bytes.truncate(synced),
-        Tail::Kept | Tail::Whole => {}
-        Tail::Torn => bytes.truncate(random.usize(synced..=bytes.len())),
-        Tail::Sectors => {
-            let mut at = synced;
-            while at < bytes.len() {
-                let end = (at + 1).next_multiple_of(512).min(bytes.len());
-                if random.bool() {
-                    bytes[at..end].fill(0);
-                }
-                at = end;
-            }
-        }
-    }
-}
-
-/// Flips one bit of one file; each file is as likely as another. Says what kind of file it was.
-pub fn flip(dir: &Path, random: &mut Rng) -> String {
-    let mut paths: Vec<PathBuf> =
-        fs::read_dir(dir.join("db")).unwrap().map(|file| file.unwrap().path()).collect();
-    paths.push(dir.join("witness"));
-    paths.retain(|path| 0 < fs::metadata(path).unwrap().len());
-    paths.sort();
-    let path = &paths[random.usize(..paths.len())];
-    let mut bytes = fs::read(path).unwrap();
-    let at = random.usize(..bytes.len());
-    bytes[at] ^= 1 << random.u8(..8);
-    fs::write(path, bytes).unwrap();
-    let name = path.file_name().unwrap().to_str().unwrap();
-    name.trim_matches(|c: char| c.is_ascii_digit() || c == '-').to_owned()
+/// Harms one place of one file; each file is as likely as another. Says what kind of file it was, too.
+pub fn harm(image: &mut Files, random: &mut Random) -> Option<(String, Harm)> {
+    let harm = image.harm(random, |_| true)?;
+    let name = harm.file.rsplit('/').next().unwrap_or_default();
+    let kind = name.trim_matches(|c: char| c.is_ascii_digit() || c == '-').to_owned();
+    Some((kind, harm))
 }

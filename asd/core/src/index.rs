@@ -10,6 +10,7 @@
 //!
 //! Invariant: for every key, `stale` + (1 if it is a put) is the number of its put records in segments in use.
 
+use crate::crc::crc32c;
 use crate::disk::FileId;
 use crate::record::Kind;
 use crate::segment::take;
@@ -63,6 +64,8 @@ pub struct Meta {
     pub fragments: u64,
     /// Bytes of data of all fragments.
     pub live_bytes: u64,
+    /// Sum of [`Entry::digest`] over all keys: whether the index still is all that was written to it.
+    pub digest: u64,
 }
 
 /// Changes that take effect together.
@@ -157,15 +160,27 @@ impl<T: Index> Index for &mut T {
     }
 }
 
-/// Version byte of every stored value.
+/// Version byte of entries and rows.
 const VERSION: u8 = 1;
+/// Version byte of the meta row.
+const META_VERSION: u8 = 2;
 
 fn damaged(what: &str) -> IndexError {
-    IndexError::Damaged(format!("{what} isn't one of version {VERSION}"))
+    IndexError::Damaged(format!("{what} is of another version, or none at all"))
 }
 
 impl Entry {
     pub const LEN: usize = 38;
+
+    /// What this entry adds to the digest of an index: a sum, so that the order of changes doesn't matter.
+    #[must_use]
+    pub fn digest(&self, key: &[u8]) -> u64 {
+        // splitmix64's finaliser: sums of related inputs stay unrelated.
+        let mut z = u64::from(crc32c(key)) << 32 | u64::from(crc32c(&self.encode()));
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
 
     /// | version 1 | kind 1 | sequence 8 | lap 8 | offset 8 | file 4 | data length 4 | stale 4 |
     #[must_use]
@@ -234,13 +249,13 @@ impl SegmentRow {
 }
 
 impl Meta {
-    pub const LEN: usize = 53;
+    pub const LEN: usize = 61;
 
-    /// | version 1 | checkpoint: lap 8, offset 8, number 4, end of the lap before 8 | next sequence 8 | fragments 8 | bytes 8 |
+    /// | version 1 | checkpoint: lap 8, offset 8, number 4, end of the lap before 8 | next sequence 8 | fragments 8 | bytes 8 | digest 8 |
     #[must_use]
     pub fn encode(&self) -> [u8; Self::LEN] {
         let mut out = [0; Self::LEN];
-        out[0] = VERSION;
+        out[0] = META_VERSION;
         out[1..9].copy_from_slice(&self.checkpoint.lap.0.to_le_bytes());
         out[9..17].copy_from_slice(&self.checkpoint.offset.to_le_bytes());
         out[17..21].copy_from_slice(&self.checkpoint.number.to_le_bytes());
@@ -248,6 +263,7 @@ impl Meta {
         out[29..37].copy_from_slice(&self.next_seq.to_le_bytes());
         out[37..45].copy_from_slice(&self.fragments.to_le_bytes());
         out[45..53].copy_from_slice(&self.live_bytes.to_le_bytes());
+        out[53..61].copy_from_slice(&self.digest.to_le_bytes());
         out
     }
 
@@ -255,7 +271,7 @@ impl Meta {
     /// When the bytes aren't what `encode` writes.
     pub fn decode(bytes: &[u8]) -> Result<Self, IndexError> {
         let bytes: &[u8; Self::LEN] = bytes.try_into().map_err(|_| damaged("meta row"))?;
-        if bytes[0] != VERSION {
+        if bytes[0] != META_VERSION {
             return Err(damaged("meta row"));
         }
         Ok(Self {
@@ -268,6 +284,7 @@ impl Meta {
             next_seq: u64::from_le_bytes(take(bytes, 29)),
             fragments: u64::from_le_bytes(take(bytes, 37)),
             live_bytes: u64::from_le_bytes(take(bytes, 45)),
+            digest: u64::from_le_bytes(take(bytes, 53)),
         })
     }
 }
@@ -289,6 +306,7 @@ mod tests {
         next_seq: 5,
         fragments: 6,
         live_bytes: 7,
+        digest: 8,
     };
 
     fn hex(bytes: &[u8]) -> String {
@@ -308,8 +326,8 @@ mod tests {
         );
         assert_eq!(
             hex(&META.encode()),
-            "010100000000000000020000000000000003000000040000000000000005000000000000000600000000000000\
-             0700000000000000"
+            "020100000000000000020000000000000003000000040000000000000005000000000000000600000000000000\
+             07000000000000000800000000000000"
         );
     }
 

@@ -115,7 +115,8 @@ impl<'a, L: Lookup> Changes<'a, L> {
         }
         let new =
             Entry { kind: record.kind, seq: record.seq, at, data_len: record.data_len, stale: 0 };
-        let entry = match self.entry(&record.key)? {
+        let old = self.entry(&record.key)?;
+        let entry = match old {
             None => {
                 self.count(&record.key, new);
                 new
@@ -127,7 +128,7 @@ impl<'a, L: Lookup> Changes<'a, L> {
             }
             Some(old) => Entry { stale: old.stale + u32::from(new.kind == Kind::Put), ..old },
         };
-        self.entries.insert(record.key.clone(), Some(entry));
+        self.set_entry(&record.key, old, Some(entry));
         if pass == Pass::InOrder {
             self.drop_if_spent(&record.key, entry);
         }
@@ -139,9 +140,9 @@ impl<'a, L: Lookup> Changes<'a, L> {
     /// # Errors
     /// When the index can't be read.
     pub fn forget_stale(&mut self, key: &Bytes, count: u32) -> Result<(), IndexError> {
-        let Some(mut entry) = self.entry(key)? else { return Ok(()) };
-        entry.stale = entry.stale.saturating_sub(count);
-        self.entries.insert(key.clone(), Some(entry));
+        let Some(old) = self.entry(key)? else { return Ok(()) };
+        let entry = Entry { stale: old.stale.saturating_sub(count), ..old };
+        self.set_entry(key, Some(old), Some(entry));
         self.drop_if_spent(key, entry);
         Ok(())
     }
@@ -150,8 +151,15 @@ impl<'a, L: Lookup> Changes<'a, L> {
     pub fn drop_if_spent(&mut self, key: &Bytes, entry: Entry) {
         if entry.kind == Kind::Tombstone && entry.stale == 0 {
             self.uncount(key, entry);
-            self.entries.insert(key.clone(), None);
+            self.set_entry(key, Some(entry), None);
         }
+    }
+
+    /// The only way to change an entry, so that the digest follows.
+    fn set_entry(&mut self, key: &Bytes, old: Option<Entry>, new: Option<Entry>) {
+        let digest = |entry: Option<Entry>| entry.map_or(0, |entry| entry.digest(key));
+        self.meta.digest = self.meta.digest.wrapping_sub(digest(old)).wrapping_add(digest(new));
+        self.entries.insert(key.clone(), new);
     }
 
     #[must_use]

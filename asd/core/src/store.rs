@@ -18,6 +18,7 @@
 //! after the index that no longer needs it is synced, and no further one is compacted before that is durable.
 
 mod append;
+mod audit;
 mod compact;
 mod recover;
 

@@ -159,6 +159,18 @@ impl MemoryDisk {
         file.durable[at] ^= 0x10;
     }
 
+    /// Lets `act` do what it likes to the bytes of a file, on the platter and for readers; nothing of it is unsynced then.
+    ///
+    /// # Panics
+    /// When there is no such file.
+    pub fn alter<T>(&mut self, file: FileId, act: impl FnOnce(&mut Vec<u8>) -> T) -> T {
+        let file = self.files.get_mut(&file).expect("the file is there");
+        let out = act(&mut file.current);
+        file.durable.clone_from(&file.current);
+        file.unsynced.clear();
+        out
+    }
+
     /// The disk as the next process finds it after this one was killed: what was written is there, and still unsynced.
     #[must_use]
     pub fn after_kill(self, power: Power) -> Self {
@@ -247,6 +259,10 @@ impl Disk for MemoryDisk {
         let completes = self.power.spend();
         let file = self.files.get_mut(&file).ok_or_else(|| gone(file))?;
         let (start, bytes) = (model::usize_of(offset), parts.concat());
+        // Only a file that damage made shorter is ever written beyond its end.
+        let len = file.current.len().max(start + bytes.len());
+        file.current.resize(len, 0);
+        file.durable.resize(len, 0);
         file.current[start..start + bytes.len()].copy_from_slice(&bytes);
         file.unsynced.push((start, bytes));
         if completes { Ok(()) } else { Err(power_is_off()) }

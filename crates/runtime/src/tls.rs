@@ -183,3 +183,6 @@ pub fn issue(authority: &CertAndKey, role: Role, name: &str) -> Result<CertAndKe
     let cert = params.signed_by(&key, &issuer)?;
     Ok(CertAndKey { cert_pem: cert.pem(), key_pem: key.serialize_pem() })
 }
+
+#[cfg(test)]
+mod tests;

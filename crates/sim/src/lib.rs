@@ -11,6 +11,7 @@
 //! | [`network`] | delay, loss, duplication, reordering, partitions |
 //! | [`world`] | queue and network joined: messages and timers of nodes that crash and come back |
 //! | [`disk`] | sectors, syncs, power cuts, rot, lies, fullness |
+//! | [`files`] | a directory's files as bytes, power cuts of them, and harm done to them |
 //! | [`trace`] | what happened, as a digest and the last lines |
 //! | [`seeds`] | runs a simulation over many seeds and names the one that failed |
 //!
@@ -18,6 +19,7 @@
 
 pub mod disk;
 pub mod faults;
+pub mod files;
 pub mod network;
 pub mod queue;
 pub mod random;

@@ -38,6 +38,24 @@ fn from_environment(name: &str) -> Option<u64> {
     }
 }
 
+/// What was being tried, on the screen if a panic drops it.
+pub struct Shown(String);
+
+impl Shown {
+    #[must_use]
+    pub const fn new(what: String) -> Self {
+        Self(what)
+    }
+}
+
+impl Drop for Shown {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("failed at: {}", self.0);
+        }
+    }
+}
+
 struct NameOnPanic(u64);
 
 impl Drop for NameOnPanic {

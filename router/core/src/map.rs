@@ -47,6 +47,13 @@ impl Totals {
         self.digest = self.digest.wrapping_sub(digest);
     }
 
+    /// A whole page is there.
+    pub fn add_page(&mut self, number: u64, page: &Page) {
+        for (index, location) in page.mapped() {
+            self.add(digest_of(cluster_at(number, index), location));
+        }
+    }
+
     /// A whole page goes.
     pub fn remove_page(&mut self, number: u64, page: &Page) {
         for (index, location) in page.mapped() {

@@ -16,6 +16,8 @@ use crate::sco::group_of;
 const TLOG_MAGIC: u32 = u32::from_le_bytes(*b"HFTL");
 const TLOG_VERSION: u8 = 1;
 const META_VERSION: u8 = 1;
+/// No disk is larger: its bytes are counted in 64 bits.
+const CLUSTERS_MAX: u64 = u64::MAX / model::CLUSTER_SIZE;
 
 /// Clusters in consecutive slots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -122,13 +124,16 @@ impl Tlog {
 
     fn checked(self) -> Result<Self, TlogError> {
         let slots: u64 = self.runs.iter().map(|run| u64::from(run.count)).sum();
+        let end_of = |run: &Run| run.start.0.checked_add(run.count.into());
         let runs_fit = self
             .runs
             .iter()
-            .all(|r| 0 < r.count && r.start.0.checked_add(u64::from(r.count)).is_some());
+            .all(|run| 0 < run.count && end_of(run).is_some_and(|end| end <= CLUSTERS_MAX));
+        let unmaps_fit =
+            self.unmaps.iter().all(|range| range.start <= range.end && range.end.0 <= CLUSTERS_MAX);
         let legal = slots <= u64::from(SLOTS_MAX)
             && runs_fit
-            && self.unmaps.iter().all(|range| range.start <= range.end)
+            && unmaps_fit
             && self.first_lsn <= self.last_lsn
             && 0 < self.object.number.0
             && self.object.number.0 < 1 << 46;

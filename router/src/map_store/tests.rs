@@ -1,11 +1,13 @@
 //! The stored map against the map in memory, with write-backs, crashes and damage in between.
 
 use super::*;
-use model::{Cluster, ClusterRange};
+use model::{Cluster, ClusterRange, Lsn};
 use proptest::prelude::*;
 use router_core::map::MemoryMap;
 use router_core::page::{PAGE_CLUSTERS, place};
 use router_core::tlog::Run;
+
+mod files;
 
 const VDISK: VdiskId = VdiskId(77);
 
@@ -42,6 +44,7 @@ proptest! {
         let dir = tempfile::tempdir().unwrap();
         let mut store = MapStore::open(dir.path(), 1 << 20).unwrap();
         store.open_table(VDISK).unwrap();
+        store.complete(VDISK);
         let mut map = MemoryMap::default();
         let mut history = Vec::new();
         for (at, (unmaps, runs, then)) in steps.iter().enumerate() {
@@ -59,6 +62,7 @@ proptest! {
                     for tlog in history.iter().filter(|tlog| state.last_lsn < tlog.last_lsn) {
                         store.apply(tlog).unwrap();
                     }
+                    store.complete(VDISK);
                 }
                 _ => {}
             }
@@ -75,6 +79,7 @@ fn unmapping_16_tib_is_one_drop() {
     let dir = tempfile::tempdir().unwrap();
     let store = MapStore::open(dir.path(), 1 << 20).unwrap();
     store.open_table(VDISK).unwrap();
+    store.complete(VDISK);
     store.apply(&tlog(1, &[], &[(5, 3), (1 << 31, 2)])).unwrap();
     store.write_back(VDISK).unwrap();
     store.apply(&tlog(2, &[(0, 1 << 32)], &[(9, 1)])).unwrap();
@@ -90,15 +95,77 @@ fn a_damaged_page_is_never_used() {
     let dir = tempfile::tempdir().unwrap();
     let store = MapStore::open(dir.path(), 1 << 20).unwrap();
     store.open_table(VDISK).unwrap();
+    store.complete(VDISK);
     store.apply(&tlog(1, &[], &[(5, 3)])).unwrap();
     store.write_back(VDISK).unwrap();
     let key = page_key(VDISK, 0, GENERATION);
-    let mut bytes = store.shared.db.get(key).unwrap().unwrap();
+    let place = &store.shared.place;
+    let mut bytes = place.with(|db| db.get(key)).unwrap().unwrap();
     bytes[3] ^= 1;
-    store.shared.db.put(key, bytes).unwrap();
-    store.open_table(VDISK).unwrap();
+    place.with(|db| db.put(key, bytes)).unwrap();
     store.shared.clean.clear();
     assert!(matches!(store.load(VDISK, 0), Err(MapError::BadPage { page: 0, .. })));
-    store.erase(VDISK).unwrap();
+    // Opened anew it is found at once, and the map is empty.
     assert_eq!(store.open_table(VDISK).unwrap(), MapState::default());
+}
+
+#[test]
+fn a_map_that_lost_pages_or_epochs_without_a_trace_is_rebuilt() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = MapStore::open(dir.path(), 1 << 20).unwrap();
+    let page = page_key(VDISK, 0, GENERATION).to_vec();
+    for key in [page, epoch_key(VDISK, ScoNumber(1))] {
+        store.open_table(VDISK).unwrap();
+        for number in 1..9 {
+            store.apply(&tlog(number, &[], &[(5, 3), (5_000, 8)])).unwrap();
+        }
+        store.write_back(VDISK).unwrap();
+        assert_ne!(store.open_table(VDISK).unwrap(), MapState::default());
+        store.shared.place.with(|db| db.delete(&key)).unwrap();
+        assert_eq!(store.open_table(VDISK).unwrap(), MapState::default());
+    }
+}
+
+/// A map on its way from the TLogs shows nothing: what it lacks would read as zeroes, or as older data (L5).
+#[test]
+fn a_map_that_is_behind_is_not_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = MapStore::open(dir.path(), 1 << 20).unwrap();
+    store.open_table(VDISK).unwrap();
+    store.apply(&tlog(1, &[], &[(5, 3)])).unwrap();
+    assert!(matches!(store.load(VDISK, 0), Err(MapError::Behind(VDISK))));
+    assert!(matches!(store.next_page(VDISK, 0), Err(MapError::Behind(VDISK))));
+    assert_eq!(store.peek(VDISK, 0), None);
+    store.complete(VDISK);
+    assert_eq!(store.next_page(VDISK, 0).unwrap(), Some(0));
+    store.erase(VDISK).unwrap();
+    store.open_table(VDISK).unwrap();
+    assert!(matches!(store.load(VDISK, 0), Err(MapError::Behind(VDISK))));
+}
+
+#[test]
+fn files_that_rocksdb_cannot_read_are_replaced_under_way() {
+    let outer = tempfile::tempdir().unwrap();
+    let dir = outer.path().join("map");
+    let store = MapStore::open(&dir, 1 << 20).unwrap();
+    let other = VdiskId(78);
+    store.open_table(VDISK).unwrap();
+    store.open_table(other).unwrap();
+    store.apply(&tlog(1, &[], &[(5, 3)])).unwrap();
+    store.write_back(VDISK).unwrap();
+    for entry in std::fs::read_dir(&dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "sst") {
+            let len = std::fs::metadata(&path).unwrap().len();
+            std::fs::write(&path, vec![0x5a; model::usize_of(len)]).unwrap();
+        }
+    }
+    assert_eq!(store.open_table(VDISK).unwrap(), MapState::default());
+    store.apply(&tlog(1, &[], &[(5, 3)])).unwrap();
+    store.write_back(VDISK).unwrap();
+    store.complete(VDISK);
+    assert_eq!(store.recount(VDISK).unwrap().mapped, 3);
+    // Its pages went with the files: nobody may take an empty database for them.
+    assert!(matches!(store.load(other, 0), Err(MapError::Closed(_))));
+    assert!(outer.path().join("map.damaged").is_dir());
 }

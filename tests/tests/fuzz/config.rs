@@ -22,16 +22,21 @@ fn file(name: &str, data: &[u8]) -> PathBuf {
     path
 }
 
-fn named<T, E: std::fmt::Display>(loaded: Result<T, E>, path: &Path) {
-    if let Err(error) = loaded {
-        let text = error.to_string();
-        assert!(text.contains(&path.display().to_string()), "the error names the file: {text}");
-    }
+/// Whether it was taken.
+fn named<T, E: std::fmt::Display>(loaded: Result<T, E>, path: &Path) -> bool {
+    let Err(error) = loaded else { return true };
+    let text = error.to_string();
+    assert!(text.contains(&path.display().to_string()), "the error names the file: {text}");
+    false
 }
 
 /// The first byte says whose configuration the rest is.
 pub fn fuzz_config(data: &[u8]) {
     let Some((role, text)) = data.split_first() else { return };
+    load_named(*role, text);
+}
+
+fn load_named(role: u8, text: &[u8]) -> bool {
     let path = file("config", text);
     match role % 5 {
         0 => named(asd::Config::load(&path), &path),
@@ -78,4 +83,24 @@ pub fn fuzz_key_file(data: &[u8]) {
     let path = file("keys", data);
     std::fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("our own file");
     named(alba_proxy::key_file::KeyRing::load(&path), &path);
+}
+
+/// Damage to each role's configuration: a sentence that names the file, or a value that passed every check. Returns how
+/// many bits were flipped.
+pub fn damage_configurations(count: u64) -> u64 {
+    let mut random = sim::Random::new(51);
+    let bases = super::samples::samples("config");
+    let (mut flips, mut refused) = (0, 0);
+    for number in 0..count {
+        let base = &bases[model::usize_of(number) % bases.len()];
+        let (role, text) = base.split_first().expect("a sample says whose it is");
+        let mut text = text.to_vec();
+        let Some(done) = sim::files::damage(&mut text, &mut random) else { continue };
+        let _shown = sim::seeds::Shown::new(format!("role {role}: {done:?}"));
+        flips += u64::from(done.is_flip());
+        refused += u64::from(!load_named(*role, &text));
+    }
+    eprintln!("{count} damages, {flips} flips: {refused} refused");
+    assert!(0 < refused && refused < count, "{refused} of {count} refused");
+    flips
 }

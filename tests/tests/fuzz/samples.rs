@@ -380,7 +380,7 @@ fn asd_rows() -> Vec<Vec<u8>> {
     vec![
         entry.encode().to_vec(),
         SegmentRow { file: FileId(1), len: 2, used: 3, live: 4 }.encode().to_vec(),
-        Meta { checkpoint, next_seq: 5, fragments: 6, live_bytes: 7 }.encode().to_vec(),
+        Meta { checkpoint, next_seq: 5, fragments: 6, live_bytes: 7, digest: 8 }.encode().to_vec(),
     ]
 }
 

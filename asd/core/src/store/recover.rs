@@ -9,6 +9,7 @@
 //!
 //! Invariant: the order of records per key, and so what a reader sees, doesn't depend on which of the two ways was taken.
 
+use super::audit::audit;
 use super::{Counters, checkpoint_of};
 use super::{Doubt, FREE_KEPT, Head, Health, Options, RETRY_AFTER, Store, location};
 use crate::crc;
@@ -25,8 +26,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Records per batch of the index.
 const CHUNK: usize = 2048;
-/// Entries per page of the final sweep.
-const PAGE: usize = 1024;
+/// Entries per page of a walk over all of them.
+pub(super) const PAGE: usize = 1024;
 
 /// What opening found.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -175,6 +176,7 @@ impl<D: Disk, I: Index> Store<D, I> {
     ) -> Result<Option<Plan>, OpenError> {
         let Some(meta) = self.index.meta()? else { return Ok(None) };
         let mut rows: BTreeMap<Lap, SegmentRow> = self.index.segments()?.into_iter().collect();
+        audit(&self.index, &meta, &rows)?;
         let by_file: BTreeMap<FileId, &Survey> =
             surveys.iter().map(|survey| (survey.file, survey)).collect();
         for (lap, row) in &rows {

@@ -35,6 +35,15 @@ pub struct Tally {
     pub dropped: u64,
 }
 
+/// What recoveries of damaged files came to, by vDisk.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Judged {
+    pub right: u64,
+    pub refused: u64,
+    /// Lost what nothing on the disk said was synced.
+    pub torn: u64,
+}
+
 /// One vDisk, as the outside knows it.
 #[derive(Default, Clone)]
 struct Vdisk {
@@ -76,12 +85,16 @@ pub struct Life {
     pub tally: Tally,
 }
 
-fn scan(image: &Image) -> Scan {
+fn scanner(image: &Image) -> Scanner {
     let mut scanner = Scanner::new(LOG, SEGMENT);
     for (file, bytes) in image {
         scanner.add_file(*file, bytes);
     }
-    scanner.finish().expect("a power cut never takes the last list")
+    scanner
+}
+
+fn scan(image: &Image) -> Scan {
+    scanner(image).finish().expect("a power cut never takes the last list")
 }
 
 /// The LSNs above the head that recovery takes, each with its entry's place in the scan.
@@ -148,6 +161,11 @@ impl Life {
 
     /// One step, and then every kind of power cut.
     pub fn step(&mut self) {
+        self.step_in_peace();
+        self.attack();
+    }
+
+    pub fn step_in_peace(&mut self) {
         match self.random.below(100) {
             0..=49 => self.change(),
             50..=66 => self.append(),
@@ -156,7 +174,6 @@ impl Life {
             87..=95 => self.commit(),
             _ => self.copy_forward(),
         }
-        self.attack();
     }
 
     fn change(&mut self) {
@@ -305,6 +322,62 @@ impl Life {
             self.files
         };
         Self::start(files, self.vdisks, self.epoch.next(), self.random, self.tally)
+    }
+
+    /// Everything is synced and told; then the files as they are.
+    pub fn rest(&mut self) -> Image {
+        self.begin_sync();
+        self.end_sync();
+        self.begin_sync();
+        self.end_sync();
+        self.files.seen()
+    }
+
+    /// What a recovery makes of files in which something at `position` was damaged.
+    pub fn judge(&self, image: &Image, position: u64) -> Judged {
+        let mut judged = Judged::default();
+        let Ok(scan) = scanner(image).finish() else {
+            return Judged { refused: VDISKS.len() as u64, ..judged };
+        };
+        for (vdisk, id) in self.vdisks.iter().zip(VDISKS) {
+            let epochs = vdisk.epochs();
+            let facts = Facts {
+                vdisk: id,
+                head_lsn: vdisk.head,
+                epochs: &epochs,
+                promised_log: LOG,
+                own_log: LOG,
+            };
+            let Ok(plan) = recover::plan(&facts, &scan) else {
+                judged.refused += 1;
+                continue;
+            };
+            let last = Lsn(vdisk.head.0 + plan.records.len() as u64);
+            assert!(last <= vdisk.last(), "{id} never had {last}");
+            for (index, lsn) in plan.records.iter().zip(vdisk.head.next().0..) {
+                same(vdisk, Lsn(lsn), &scan, *index, image);
+            }
+            if vdisk.flushed <= last {
+                judged.right += 1;
+                continue;
+            }
+            // P8: only above everything that any record says was synced is it a torn end.
+            assert!(
+                scan.synced <= position,
+                "{id} lost {last}..={} silently: position {position}, synced {}",
+                vdisk.flushed,
+                scan.synced
+            );
+            judged.torn += 1;
+        }
+        judged
+    }
+
+    /// Where in the log the bytes of a file at `offset` are.
+    pub fn position(image: &Image, file: u32, offset: usize) -> u64 {
+        let scan = scan(image);
+        let lap = scan.segments.iter().find(|segment| segment.file == file);
+        lap.map_or(u64::MAX, |segment| segment.lap.0 * SEGMENT + offset as u64)
     }
 
     pub fn laps(&self) -> u64 {

@@ -7,6 +7,7 @@
 //! Invariant: whatever was flushed is found, what is found is a prefix of what was accepted, and no cut looks like
 //! damage or like a gap (L2, P8, L7).
 
+mod damage;
 mod disk;
 mod life;
 

@@ -1,0 +1,157 @@
+//! The directory of the page maps, with the RocksDB in it; both can be thrown away while the router runs (L6).
+//!
+//! RocksDB checks its blocks and says so when one is bad, but it can't mend itself: a later compaction would meet the bad
+//! block again and stop all writing. So what it calls damage makes the whole directory suspect, and the next rebuild of
+//! any map begins with an empty one.
+//!
+//! Invariant: at most one database is open here; while it is replaced nobody uses it.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{PoisonError, RwLock};
+
+use model::VdiskId;
+use rocksdb::{
+    BlockBasedOptions, DB, DBCompressionType, Direction, ErrorKind, IteratorMode, Options,
+    ReadOptions,
+};
+
+use super::MapError;
+use super::state::kind_range;
+
+/// Read ahead of a walk over a whole map.
+const AHEAD_BYTES: usize = 1 << 20;
+
+type Row = (Box<[u8]>, Box<[u8]>);
+
+pub(super) struct Place {
+    dir: PathBuf,
+    /// `None` only after a replacement failed.
+    db: RwLock<Option<DB>>,
+    suspect: AtomicBool,
+}
+
+fn options() -> Options {
+    let mut options = Options::default();
+    options.create_if_missing(true);
+    options.set_compression_type(DBCompressionType::Lz4);
+    options.set_write_buffer_size(16 << 20);
+    options.set_max_write_buffer_number(3);
+    options.set_max_background_jobs(2);
+    options.set_max_open_files(128);
+    options.set_keep_log_file_num(4);
+    options.set_max_log_file_size(1 << 20);
+    // Most first writes to a thin vDisk ask for a page that isn't there.
+    let mut blocks = BlockBasedOptions::default();
+    blocks.set_bloom_filter(10.0, false);
+    options.set_block_based_table_factory(&blocks);
+    options
+}
+
+/// Puts `dir` aside, for somebody to look at, and begins an empty one.
+fn begin_anew(dir: &Path) -> Result<DB, MapError> {
+    let store = |error: &dyn std::fmt::Display| MapError::Store(error.to_string());
+    let aside = dir.with_extension("damaged");
+    let _ = std::fs::remove_dir_all(&aside);
+    std::fs::rename(dir, &aside).map_err(|error| store(&error))?;
+    DB::open(&options(), dir).map_err(|error| store(&error))
+}
+
+/// Bad files, as opposed to a disk that is full or an operation that may work later.
+fn is_damage(error: &rocksdb::Error) -> bool {
+    match error.kind() {
+        ErrorKind::Corruption => true,
+        ErrorKind::IOError => !error.as_ref().contains("No space"),
+        _ => false,
+    }
+}
+
+impl Place {
+    pub(super) fn open(dir: &Path) -> Result<Self, MapError> {
+        let db = match DB::open(&options(), dir) {
+            Ok(db) => db,
+            Err(error) => {
+                tracing::error!(%error, dir = %dir.display(), "the page map doesn't open; it is rebuilt from the backend");
+                begin_anew(dir)?
+            }
+        };
+        let db = RwLock::new(Some(db));
+        Ok(Self { dir: dir.to_owned(), db, suspect: AtomicBool::new(false) })
+    }
+
+    /// Whether RocksDB ever called its files damaged.
+    pub(super) fn is_suspect(&self) -> bool {
+        self.suspect.load(Ordering::Relaxed)
+    }
+
+    /// An empty database in place of this one; blocking.
+    pub(super) fn replace(&self) -> Result<(), MapError> {
+        tracing::error!(dir = %self.dir.display(), "the page map's files are damaged; all maps are rebuilt from the backend");
+        let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
+        // Closed first: it holds the directory's lock.
+        *db = None;
+        *db = Some(begin_anew(&self.dir)?);
+        self.suspect.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// # Errors
+    /// When RocksDB fails; [`MapError::Damaged`] when its files are to blame.
+    pub(super) fn with<T>(
+        &self,
+        act: impl FnOnce(&DB) -> Result<T, rocksdb::Error>,
+    ) -> Result<T, MapError> {
+        let db = self.db.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(db) = db.as_ref() else {
+            self.suspect.store(true, Ordering::Relaxed);
+            return Err(MapError::Damaged("there is no database".to_owned()));
+        };
+        act(db).map_err(|error| self.failed(&error))
+    }
+
+    fn failed(&self, error: &rocksdb::Error) -> MapError {
+        if is_damage(error) {
+            self.suspect.store(true, Ordering::Relaxed);
+            MapError::Damaged(error.to_string())
+        } else {
+            MapError::Store(error.to_string())
+        }
+    }
+
+    /// Calls `visit` with every row of a kind of a vDisk, past the block cache; the first error ends it.
+    pub(super) fn each(
+        &self,
+        kind: u8,
+        vdisk: VdiskId,
+        mut visit: impl FnMut(&[u8], &[u8]) -> Result<(), MapError>,
+    ) -> Result<(), MapError> {
+        let (start, end) = kind_range(kind, vdisk);
+        let mut read = ReadOptions::default();
+        read.fill_cache(false);
+        read.set_readahead_size(AHEAD_BYTES);
+        read.set_iterate_upper_bound(end);
+        let mut visited = Ok(());
+        self.with(|db| {
+            let rows = db.iterator_opt(IteratorMode::From(&start, Direction::Forward), read);
+            for row in rows {
+                let (key, value) = row?;
+                visited = visit(&key, &value);
+                if visited.is_err() {
+                    break;
+                }
+            }
+            Ok(())
+        })?;
+        visited
+    }
+
+    /// Every row of a kind of a vDisk, where there are few.
+    pub(super) fn all(&self, kind: u8, vdisk: VdiskId) -> Result<Vec<Row>, MapError> {
+        let mut rows = Vec::new();
+        self.each(kind, vdisk, |key, value| {
+            rows.push((key.into(), value.into()));
+            Ok(())
+        })?;
+        Ok(rows)
+    }
+}
