@@ -59,11 +59,9 @@ fn begin_anew(dir: &Path) -> Result<DB, MapError> {
 
 /// Bad files, as opposed to a disk that is full or an operation that may work later.
 fn is_damage(error: &rocksdb::Error) -> bool {
-    match error.kind() {
-        ErrorKind::Corruption => true,
-        ErrorKind::IOError => !error.as_ref().contains("No space"),
-        _ => false,
-    }
+    let kind = error.kind();
+    let is_io = kind == ErrorKind::IOError && !error.as_ref().contains("No space");
+    kind == ErrorKind::Corruption || is_io
 }
 
 impl Place {

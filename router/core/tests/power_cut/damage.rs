@@ -67,5 +67,5 @@ fn damage_to_the_write_log_is_refused_or_takes_nothing() {
     eprintln!("{all:?}");
     let Judged { right, refused, torn } = all.judged;
     assert!(all.harms / 2 < all.flips, "{all:?}");
-    assert!(0 < refused && torn < refused && refused < right, "{all:?}");
+    assert!(0 < refused && 0 < torn && refused + torn < right, "{all:?}");
 }
