@@ -13,7 +13,8 @@
 //! **Order.** A write or unmap gets the attachment's next sequence number when it is first sent, and is sent only when
 //! no earlier one that it overlaps is still unapplied. So overlapping changes are applied in the order of their
 //! numbers whatever fails in between, and replaying in the order of numbers is replaying overlapping changes in the
-//! order in which they were applied (P3; LSN order among acknowledged ones, then the unacknowledged).
+//! order in which they were applied (P3; LSN order among acknowledged ones, then the unacknowledged). Replay keeps the
+//! order of numbers among all changes, so that what a crash in the middle of it leaves is a prefix of what was written.
 //!
 //! **Safety.** Every change stays in the [`log`] until a flush acknowledgement covers its position (P2), or it was
 //! itself acknowledged as durable. At a new owner or incarnation what isn't in the answered set of applied sequences is

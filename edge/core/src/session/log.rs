@@ -123,6 +123,15 @@ impl ReplayLog {
         !earlier.filter_map(|(_, other)| *other).any(|other| other.overlaps(range))
     }
 
+    /// Whether replay has come to this number: every earlier change is applied or on its way, and none on its way covers
+    /// a cluster in part, since the router may refuse such a one for now while it takes the next.
+    pub(super) fn may_replay(&self, seq: RequestSeq) -> bool {
+        let mut earlier = self.unapplied.iter().take_while(|(other, _)| *other < seq);
+        earlier.all(|(other, range)| {
+            self.entries[other].state == State::Sent && range.is_none_or(ByteRange::is_aligned)
+        })
+    }
+
     /// A new entry, being sent.
     pub(super) fn push(&mut self, seq: RequestSeq, entry: Entry) {
         assert_eq!(entry.state, State::Sent, "an entry begins by being sent");
