@@ -41,6 +41,7 @@ pub enum Query {
     Get(Get),
     Range(Range),
     Sessions(SessionsAsk),
+    Changes(ChangesAsk),
 }
 
 pub enum Input {
@@ -109,6 +110,7 @@ enum Waiting {
     Get(Get, Responder),
     Range(Range, Responder),
     Sessions(SessionsAsk, Responder),
+    Changes(ChangesAsk, Responder),
 }
 
 struct Catchup {
@@ -171,7 +173,8 @@ impl Driver {
             let (Waiting::Transact(responder)
             | Waiting::Get(_, responder)
             | Waiting::Range(_, responder)
-            | Waiting::Sessions(_, responder)) = waiting;
+            | Waiting::Sessions(_, responder)
+            | Waiting::Changes(_, responder)) = waiting;
             responder.fail(WireError::retry(code::NO_MAJORITY, reason));
         }
         if let Some(catchup) = self.catchup.take() {
@@ -283,6 +286,10 @@ impl Driver {
             Query::Sessions(sessions) => {
                 self.replica.read(ticket, sessions.consistency, deadline);
                 Waiting::Sessions(sessions, responder)
+            }
+            Query::Changes(changes) => {
+                self.replica.watch(ticket, &changes, server::patience(&changes, deadline));
+                Waiting::Changes(changes, responder)
             }
         };
         self.waiting.insert(ticket, waiting);
@@ -428,11 +435,15 @@ impl Driver {
             (Waiting::Sessions(ask, responder), Answer::ReadNow) => {
                 responder.reply(&server::sessions(&self.replica, &ask), Bytes::new());
             }
+            (Waiting::Changes(ask, responder), Answer::ReadNow) => {
+                responder.reply(&self.replica.changes(&ask), Bytes::new());
+            }
             (
                 Waiting::Transact(responder)
                 | Waiting::Get(_, responder)
                 | Waiting::Range(_, responder)
-                | Waiting::Sessions(_, responder),
+                | Waiting::Sessions(_, responder)
+                | Waiting::Changes(_, responder),
                 answer,
             ) => {
                 responder.finish(server::answer(&self.nodes, answer));

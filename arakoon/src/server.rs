@@ -12,15 +12,17 @@ use runtime::rpc::{Request, Responder, Service};
 use std::ops::ControlFlow;
 use std::time::Duration;
 use wire::arakoon::{
-    Committed, Entries, Get, Leader, OPERATIONS_MAX, RANGE_BYTES_MAX, RANGE_ENTRIES_MAX, RaftBatch,
-    Range, SessionList, SessionsAsk, SnapshotAsk, SnapshotRows, TTL_SESSIONS_MAX, Values, code,
-    method,
+    ChangesAsk, Committed, Entries, Get, KEY_MAX, Leader, OPERATIONS_MAX, RANGE_BYTES_MAX,
+    RANGE_ENTRIES_MAX, RaftBatch, Range, SessionList, SessionsAsk, SnapshotAsk, SnapshotRows,
+    TTL_SESSIONS_MAX, Values, WATCH_MS_MAX, WATCH_PREFIXES_MAX, code, method,
 };
 use wire::error::code as common;
 use wire::{ErrorClass, Role, WireError};
 
 /// For callers that name no deadline.
 const DEADLINE_DEFAULT: Duration = Duration::from_secs(10);
+/// Time for an answer to reach its caller.
+const ANSWER_WITHIN: Duration = Duration::from_millis(300);
 /// Values of one `Get` together; they must fit a frame.
 const GET_BYTES_MAX: usize = 1_000_000;
 
@@ -44,6 +46,9 @@ impl Service for Server {
             method::RANGE => self.ask(&request, request.decode().map(Query::Range), responder),
             method::SESSIONS => {
                 self.ask(&request, request.decode().map(Query::Sessions), responder);
+            }
+            method::CHANGES => {
+                self.ask(&request, request.decode().and_then(check_changes), responder);
             }
             method::WHO_MASTER => self.push(Input::WhoMaster(responder)),
             wire::common::method::STATUS => self.push(Input::Status(responder)),
@@ -123,6 +128,23 @@ fn check_get(get: Get) -> Result<Query, WireError> {
         return Err(WireError::refuse(code::TOO_LARGE, message));
     }
     Ok(Query::Get(get))
+}
+
+fn check_changes(ask: ChangesAsk) -> Result<Query, WireError> {
+    let prefixes = || ask.keys.iter().chain(&ask.sessions);
+    let fits = |prefix: &Bytes| prefix.len() <= KEY_MAX;
+    if prefixes().count() > WATCH_PREFIXES_MAX || !prefixes().all(fits) {
+        let message =
+            format!("at most {WATCH_PREFIXES_MAX} prefixes of {KEY_MAX} bytes can be watched");
+        return Err(WireError::refuse(code::TOO_LARGE, message));
+    }
+    Ok(Query::Changes(ask))
+}
+
+/// Until when a change is waited for: the caller must still get the answer that there was none.
+pub fn patience(ask: &ChangesAsk, deadline: Now) -> Now {
+    let wait = Duration::from_millis(ask.wait_ms.min(WATCH_MS_MAX));
+    boot_now().plus(wait).min(Now(deadline.0.saturating_sub(ANSWER_WITHIN)))
 }
 
 fn deadline(request: &Request) -> Now {

@@ -13,8 +13,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 use wire::arakoon::{
-    self, AssertionFailed, Committed, Consistency, Direction, Entries, Get, RANGE_ENTRIES_MAX,
-    Range, SessionFact, SessionList, SessionRefused, SessionsAsk, Values, code, method, prefix_end,
+    self, AssertionFailed, Changes, ChangesAsk, Committed, Consistency, Direction, Entries, Get,
+    RANGE_ENTRIES_MAX, Range, SessionFact, SessionList, SessionRefused, SessionsAsk, Values, code,
+    method, prefix_end,
 };
 use wire::arakoon::{Assertion, Update};
 use wire::common::Status;
@@ -25,6 +26,26 @@ pub const DEADLINE_DEFAULT: Duration = Duration::from_secs(10);
 pub const PREFIX_ENTRIES_MAX: usize = 1_000_000;
 /// A node that answers a status question more slowly than this is as good as dead.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A question that waits must be answered before its node is given up for another.
+const WATCH_WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// What to watch: keys and sessions with a TTL, each under any of these prefixes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Watched {
+    pub keys: Vec<Bytes>,
+    pub sessions: Vec<Bytes>,
+}
+
+/// What changed, by name: read it to know how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Changed {
+    pub keys: Vec<Bytes>,
+    /// Opened, in other hands, or gone.
+    pub sessions: Vec<Bytes>,
+    /// Ask from here next.
+    pub through: Revision,
+}
 
 /// A handle to a cluster; clones share connections, leader and session.
 #[derive(Clone)]
@@ -82,9 +103,19 @@ impl ArakoonClient {
         end: Option<&[u8]>,
         limit: usize,
     ) -> Result<Vec<(Bytes, Bytes)>, ReadError> {
-        let mut start = Bytes::copy_from_slice(start.as_ref());
+        Ok(self.range_at(start.as_ref(), end, limit).await?.0)
+    }
+
+    /// With the revision of the first page: what changed later than that is seen, or told by [`Self::changes`].
+    async fn range_at(
+        &self,
+        start: &[u8],
+        end: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<(Vec<(Bytes, Bytes)>, Revision), ReadError> {
+        let mut start = Bytes::copy_from_slice(start);
         let end = end.map(Bytes::copy_from_slice);
-        let mut found = Vec::new();
+        let (mut found, mut revision) = (Vec::new(), None);
         while found.len() < limit {
             let left = u32::try_from(limit - found.len()).unwrap_or(u32::MAX);
             let range = Range {
@@ -97,13 +128,14 @@ impl ArakoonClient {
             // A long range is as many operations as it has pages, each with its own deadline.
             let ask = self.shared.cluster.ask(method::RANGE, &range, self.until());
             let page: Entries = ask.await.map_err(read_failed)?;
+            revision.get_or_insert(page.revision);
             found.extend(page.entries);
             match found.last() {
                 Some((last, _)) if page.more => start = behind(last),
                 _ => break,
             }
         }
-        Ok(found)
+        Ok((found, revision.unwrap_or_default()))
     }
 
     /// All entries whose keys begin with `prefix`.
@@ -111,10 +143,21 @@ impl ArakoonClient {
     /// # Errors
     /// See [`ReadError`]; more than [`PREFIX_ENTRIES_MAX`] entries are too many.
     pub async fn prefix(&self, prefix: impl AsRef<[u8]>) -> Result<Vec<(Bytes, Bytes)>, ReadError> {
+        Ok(self.prefix_at(prefix).await?.0)
+    }
+
+    /// The same, with a revision to watch from.
+    ///
+    /// # Errors
+    /// As for [`Self::prefix`].
+    pub async fn prefix_at(
+        &self,
+        prefix: impl AsRef<[u8]>,
+    ) -> Result<(Vec<(Bytes, Bytes)>, Revision), ReadError> {
         let prefix = prefix.as_ref();
         let end = prefix_end(prefix);
-        let found = self.range(prefix, end.as_deref(), PREFIX_ENTRIES_MAX + 1).await?;
-        if found.len() > PREFIX_ENTRIES_MAX {
+        let found = self.range_at(prefix, end.as_deref(), PREFIX_ENTRIES_MAX + 1).await?;
+        if found.0.len() > PREFIX_ENTRIES_MAX {
             return Err(ReadError::TooMany { limit: PREFIX_ENTRIES_MAX });
         }
         Ok(found)
@@ -131,6 +174,32 @@ impl ArakoonClient {
         let list: SessionList = ask.await.map_err(read_failed)?;
         let info = |SessionFact { id, record }| SessionInfo::new(id, &record);
         Ok(list.sessions.into_iter().map(info).collect())
+    }
+
+    /// What changed after revision `since`, under any of the watched prefixes; waits for the first change up to `wait`
+    /// (2 s at most: ask again). `None`: the nodes don't remember so far back, read everything again.
+    ///
+    /// The revision to begin with is that of a read: [`Self::prefix_at`].
+    ///
+    /// # Errors
+    /// See [`ReadError`].
+    pub async fn changes(
+        &self,
+        watched: &Watched,
+        since: Revision,
+        wait: Duration,
+    ) -> Result<Option<Changed>, ReadError> {
+        let wait = wait.min(WATCH_WAIT_MAX);
+        let ask = ChangesAsk {
+            since,
+            keys: watched.keys.clone(),
+            sessions: watched.sessions.clone(),
+            wait_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
+        };
+        let deadline = self.until() + wait;
+        let ask = self.shared.cluster.ask(method::CHANGES, &ask, deadline);
+        let Changes { keys, sessions, through, compacted } = ask.await.map_err(read_failed)?;
+        Ok((!compacted).then_some(Changed { keys, sessions, through }))
     }
 
     /// # Errors

@@ -19,7 +19,7 @@ mod request_session;
 mod transaction;
 mod ttl_session;
 
-pub use client::{ArakoonClient, DEADLINE_DEFAULT, PREFIX_ENTRIES_MAX};
+pub use client::{ArakoonClient, Changed, DEADLINE_DEFAULT, PREFIX_ENTRIES_MAX, Watched};
 pub use error::{ReadError, TransactError};
 pub use transaction::Transaction;
 pub use ttl_session::{

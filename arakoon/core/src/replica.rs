@@ -11,6 +11,7 @@ mod ages;
 mod proposals;
 mod reads;
 mod timeouts;
+mod watches;
 
 use crate::convert;
 use crate::leader_entry::{self, SessionAt};
@@ -27,6 +28,7 @@ use raft::{Config, RawNode, SnapshotStatus, StateRole};
 use reads::Reads;
 use std::collections::BTreeMap;
 use timeouts::ElectionTimeouts;
+use watches::Watches;
 use wire::arakoon::{Consistency, RaftMessage, Transaction};
 
 /// What the driver calls a request by; never used twice.
@@ -35,7 +37,7 @@ pub struct Ticket(pub u64);
 
 /// Ticks between heartbeats of a leader.
 pub const HEARTBEAT_TICKS: usize = 3;
-/// Shortest silence after which a follower campaigns; the longest is just under twice that.
+/// Shortest silence after which a follower campaigns; the longest is half as much again, see `timeouts`.
 pub const ELECTION_TICKS: usize = 10;
 /// Ticks without a sign of a snapshot before its sending counts as failed and starts again.
 pub const SNAPSHOT_PATIENCE_TICKS: u32 = 150;
@@ -136,6 +138,7 @@ pub struct Replica<S: Store> {
     proposals: Proposals,
     reads: Reads,
     sessions: SessionClock,
+    watches: Watches,
     /// Ticks since a peer's snapshot gave a sign of life.
     snapshots: BTreeMap<u64, u32>,
     led: (Option<u64>, u64),
@@ -179,10 +182,14 @@ impl<S: Store> Replica<S> {
             ..Config::default()
         };
         let raw = RawNode::new(&raft_config, store, logger).map_err(raft_failed)?;
+        let peers = raw.raft.prs().iter().map(|(id, _)| *id);
+        let others: Vec<u64> = peers.filter(|id| *id != config.id).collect();
+        let watches = Watches::new(raw.store().applied());
         let mut replica = Self {
             raw,
             machine,
-            timeouts: ElectionTimeouts::new(config.seed, config.id),
+            timeouts: ElectionTimeouts::new(config.seed, config.id, &others),
+            watches,
             proposals: Proposals::default(),
             reads: Reads::default(),
             sessions: SessionClock::default(),
@@ -216,6 +223,9 @@ impl<S: Store> Replica<S> {
         }
         for ticket in self.proposals.expire(now).into_iter().chain(self.reads.expire(now)) {
             self.outputs.push(Output::Answer(ticket, Answer::Unknown));
+        }
+        for ticket in self.watches.expire(now) {
+            self.outputs.push(Output::Answer(ticket, Answer::ReadNow));
         }
         self.watch_snapshots();
         self.tend_sessions();
@@ -493,6 +503,7 @@ impl<S: Store> Replica<S> {
         }
         if let Some(index) = restored {
             self.machine = Machine::load(self.raw.store())?;
+            self.watches.forget(index);
             self.outputs.push(Output::Restored { index });
         }
         self.send(ready.take_persisted_messages());
@@ -524,6 +535,7 @@ impl<S: Store> Replica<S> {
                     None
                 }
             };
+            self.watches.record(index, rows.take_noted());
             if let Some(proposal) = self.proposals.remove(index) {
                 // Another term's entry took this place: ours was lost, but may live on under another index.
                 let answer = match outcome {
@@ -535,6 +547,8 @@ impl<S: Store> Replica<S> {
         }
         let changes = rows.into_changes();
         self.raw.mut_store().apply(changes, last)?;
+        let told = self.watches.due(last).into_iter();
+        answers.extend(told.map(|ticket| Output::Answer(ticket, Answer::ReadNow)));
         self.outputs.append(&mut answers);
         Ok(())
     }

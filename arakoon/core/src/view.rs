@@ -3,6 +3,7 @@
 //! Several transactions are applied before one write to disk, and each must see those before it. An [`Overlay`] holds
 //! their changes; `keep` and `discard` make one transaction all or nothing.
 
+use crate::rows;
 use crate::store::StoreError;
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -48,12 +49,14 @@ pub struct Overlay<'a, V> {
     kept: Changes,
     /// Changes of the transaction at hand.
     staged: Changes,
+    /// Rows whose change watchers want to know of.
+    noted: Vec<Bytes>,
 }
 
 impl<'a, V: View> Overlay<'a, V> {
     #[must_use]
     pub const fn new(base: &'a V) -> Self {
-        Self { base, kept: BTreeMap::new(), staged: BTreeMap::new() }
+        Self { base, kept: BTreeMap::new(), staged: BTreeMap::new(), noted: Vec::new() }
     }
 
     /// # Errors
@@ -102,7 +105,19 @@ impl<'a, V: View> Overlay<'a, V> {
 
     /// The transaction at hand happens.
     pub fn keep(&mut self) {
+        let users = self.staged.keys().filter(|row| rows::user_key(row).is_some());
+        self.noted.extend(users.cloned());
         self.kept.append(&mut self.staged);
+    }
+
+    /// Watchers want to know of this row's change; user's rows are noted by themselves.
+    pub fn note(&mut self, row: Bytes) {
+        self.noted.push(row);
+    }
+
+    /// What was noted since the last call.
+    pub fn take_noted(&mut self) -> Vec<Bytes> {
+        std::mem::take(&mut self.noted)
     }
 
     /// The transaction at hand does not happen.

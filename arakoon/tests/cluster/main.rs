@@ -2,6 +2,7 @@
 
 mod harness;
 mod sessions;
+mod watch;
 
 use anyhow::{Result, ensure};
 use arakoon_client::{ArakoonClient, TransactError, Transaction};

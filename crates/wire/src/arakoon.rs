@@ -1,11 +1,13 @@
 //! The protocol of arakoon: clients' transactions and reads, and the Raft messages between nodes.
 
+mod changes;
 mod sessions;
 
 use crate::{Decode, DecodeError, Encode, Reader, message, tag};
 use bytes::Bytes;
 use model::{ClientId, Incarnation, Revision};
 
+pub use changes::{Changes, ChangesAsk, WATCH_MS_MAX, WATCH_PREFIXES_MAX};
 pub use sessions::{
     SESSION_ID_MAX, SessionFact, SessionList, SessionRecord, SessionRefused, SessionsAsk,
     TTL_MS_MAX, TTL_MS_MIN, TTL_SESSIONS_MAX,
@@ -22,6 +24,8 @@ pub mod method {
     pub const WHO_MASTER: u16 = 4;
     /// [`super::SessionsAsk`] → [`super::SessionList`].
     pub const SESSIONS: u16 = 5;
+    /// [`super::ChangesAsk`] → [`super::Changes`]; any node answers.
+    pub const CHANGES: u16 = 6;
     /// [`super::RaftBatch`] → `()`; node to node only.
     pub const RAFT: u16 = 16;
     /// [`super::SnapshotAsk`] → [`super::SnapshotRows`], payload: the rows as `Vec<(Bytes, Bytes)>`; node to node only.

@@ -161,6 +161,11 @@ pub const MESSAGES: &[MessageKind] = {
         kind::<r::ResizeVdisk>(),
         kind::<r::VdiskInfo>(),
         kind::<r::SyncDone>(),
+        kind::<a::SessionRefused>(),
+        kind::<a::SessionsAsk>(),
+        kind::<a::SessionList>(),
+        kind::<a::ChangesAsk>(),
+        kind::<a::Changes>(),
     ]
 };
 
@@ -214,6 +219,10 @@ fn fuzz_raft_entry(data: &[u8]) {
     assert_eq!(verify(1, &entry, right), Ok(right));
     if let Ok(session) = arakoon_core::rows::SessionRow::from_row(Bytes::copy_from_slice(data)) {
         assert_eq!(encode_to_bytes(&session), data);
+    }
+    message::<arakoon_core::leader_entry::LeaderEntry>(&entry.data);
+    if let Ok(session) = arakoon_core::rows::ttl_session_from_row(entry.data.clone()) {
+        assert_eq!(arakoon_core::rows::ttl_session_row(&session), entry.data);
     }
 }
 

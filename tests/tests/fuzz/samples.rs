@@ -386,10 +386,27 @@ fn asd_rows() -> Vec<Vec<u8>> {
 
 fn raft_entries() -> Vec<Vec<u8>> {
     use arakoon_core::entry::EntryRecord;
+    use arakoon_core::leader_entry;
     let data = Bytes::from_static(b"data");
     let entry = EntryRecord { version: 1, kind: 0, chain: 5, term: 2, data, context: Bytes::new() };
     let session = arakoon_core::rows::SessionRow::new(3, model::Revision(4));
-    vec![encode_to_bytes(&entry).to_vec(), encode_to_bytes(&session).to_vec()]
+    let (incarnation, opened) = (model::Incarnation(7), model::Revision(5));
+    let record = wire::arakoon::SessionRecord {
+        incarnation,
+        ttl_ms: 9000,
+        renewal: 2,
+        opened,
+        age_ms: 1000,
+    };
+    let at = leader_entry::SessionAt { id: Bytes::from_static(b"r/1"), incarnation, renewal: 2 };
+    let expire = encode_to_bytes(&leader_entry::LeaderEntry::Expire(vec![at]));
+    let with = |data| encode_to_bytes(&EntryRecord { data, ..entry.clone() }).to_vec();
+    vec![
+        encode_to_bytes(&entry).to_vec(),
+        encode_to_bytes(&session).to_vec(),
+        with(arakoon_core::rows::ttl_session_row(&record)),
+        with(expire),
+    ]
 }
 
 fn configs() -> Vec<Vec<u8>> {

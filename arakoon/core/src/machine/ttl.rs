@@ -131,6 +131,10 @@ impl TtlSessions {
     pub fn keep<V: View>(&mut self, rows: &mut Overlay<'_, V>) {
         for (id, record) in std::mem::take(&mut self.staged) {
             let row = rows::ttl_session(&id);
+            let holder = self.table.get(&id).map(|found| found.incarnation);
+            if holder != record.as_ref().map(|record| record.incarnation) {
+                rows.note(row.clone());
+            }
             match record {
                 Some(record) => {
                     rows.put(row, rows::ttl_session_row(&record));

@@ -2,21 +2,33 @@
 //!
 //! After every input the value is set to ours. Ours changes exactly when raft's election clock was reset or its term or
 //! role changed, and is a function of the seed and of how often that happened.
+//!
+//! Each voter has ticks of its own, so that two never campaign at the same tick and split the vote; and all of them
+//! lie within a second and a half, so that a killed leader is replaced within two.
 
 use super::ELECTION_TICKS;
 use raft::{RawNode, StateRole, Storage};
 
+/// Ticks over which the voters' timeouts are spread, at least one for each.
+const SPREAD: usize = 6;
+
 pub struct ElectionTimeouts {
     state: u64,
+    /// Place among the voters, and how many there are.
+    place: usize,
+    voters: usize,
     seen: (u64, StateRole),
     elapsed: usize,
     value: usize,
 }
 
 impl ElectionTimeouts {
-    pub fn new(seed: u64, id: u64) -> Self {
+    /// `others`: the voters without this node.
+    pub fn new(seed: u64, id: u64, others: &[u64]) -> Self {
         let mut timeouts = Self {
             state: seed ^ id.wrapping_mul(0x9e37_79b9_7f4a_7c15),
+            place: others.iter().filter(|other| **other < id).count(),
+            voters: others.len() + 1,
             seen: (0, StateRole::Follower),
             elapsed: 0,
             value: ELECTION_TICKS,
@@ -32,7 +44,9 @@ impl ElectionTimeouts {
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         z ^= z >> 31;
-        self.value = ELECTION_TICKS + model::usize_of(z % model::u64_of(ELECTION_TICKS));
+        let turns = (SPREAD / self.voters).max(1);
+        let turn = model::usize_of(z % model::u64_of(turns));
+        self.value = ELECTION_TICKS + (self.place + turn * self.voters).min(ELECTION_TICKS - 1);
     }
 
     /// After anything but a tick.
@@ -52,5 +66,31 @@ impl ElectionTimeouts {
             self.draw();
         }
         self.hold(raw);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    #[test]
+    fn voters_never_draw_the_same_and_none_draws_much() {
+        for voters in [1u64, 3, 5] {
+            let ids: Vec<u64> = (1..=voters).map(|id| id * 7).collect();
+            let mut all: Vec<BTreeSet<usize>> = Vec::new();
+            for id in &ids {
+                let others: Vec<u64> = ids.iter().copied().filter(|other| other != id).collect();
+                let mut timeouts = ElectionTimeouts::new(9, *id, &others);
+                let drawn = (0..100).map(|_| {
+                    timeouts.draw();
+                    timeouts.value
+                });
+                let drawn: BTreeSet<usize> = drawn.collect();
+                assert!(drawn.iter().all(|ticks| (ELECTION_TICKS..=15).contains(ticks)));
+                assert!(all.iter().all(|seen| seen.is_disjoint(&drawn)), "{all:?} {drawn:?}");
+                all.push(drawn);
+            }
+        }
     }
 }
