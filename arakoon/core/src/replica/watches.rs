@@ -39,8 +39,13 @@ pub struct Watches {
 
 impl Watches {
     pub const fn new(applied: u64) -> Self {
-        let (recent, waiting) = (VecDeque::new(), Vec::new());
-        Self { recent, bytes: 0, floor: applied, told: applied, waiting }
+        Self {
+            recent: VecDeque::new(),
+            bytes: 0,
+            floor: applied,
+            told: applied,
+            waiting: Vec::new(),
+        }
     }
 
     /// The rows were replaced by a snapshot up to that index.
