@@ -23,7 +23,9 @@ use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use wire::WireError;
-use wire::arakoon::{Get, JoinAnswer, JoinAsk, RaftMessage, Range, SessionsAsk, Transaction, code};
+use wire::arakoon::{
+    ChangesAsk, Get, JoinAnswer, JoinAsk, RaftMessage, Range, SessionsAsk, Transaction, code,
+};
 
 /// The unit of Raft's clock.
 pub const TICK: Duration = Duration::from_millis(100);

@@ -66,14 +66,17 @@ pub struct SessionClock {
 }
 
 impl SessionClock {
-    /// What a leader should put into the log now.
-    pub fn tick(&mut self, now: Now, table: &TtlTable, leads: bool) -> Vec<LeaderEntry> {
+    /// A tick of a node that doesn't lead.
+    pub fn tick_following(&mut self, now: Now, table: &TtlTable) {
+        self.follow(now, table);
+        self.told = Some(now);
+        (self.leading_from, self.aged, self.expired) = (None, None, None);
+    }
+
+    /// A tick of a leader: what it should put into the log now.
+    pub fn tick_leading(&mut self, now: Now, table: &TtlTable) -> Vec<LeaderEntry> {
         self.follow(now, table);
         let deaf = self.told.replace(now).is_none_or(|told| now.since(told) >= DEAF);
-        if !leads {
-            (self.leading_from, self.aged, self.expired) = (None, None, None);
-            return Vec::new();
-        }
         let quiet = self.leading_from.is_none() || deaf;
         let from = match self.leading_from {
             Some(from) if !quiet => from,
@@ -148,8 +151,11 @@ impl<S: Store> Replica<S> {
     /// Follows the ages of sessions, and as leader replicates them and asks for expiries.
     pub(super) fn tend_sessions(&mut self) {
         let raft = &self.raw.raft;
-        let leads = raft.state == StateRole::Leader && raft.commit_to_current_term();
-        for entry in self.sessions.tick(self.now, self.machine.ttl_sessions(), leads) {
+        let table = self.machine.ttl_sessions();
+        if raft.state != StateRole::Leader || !raft.commit_to_current_term() {
+            return self.sessions.tick_following(self.now, table);
+        }
+        for entry in self.sessions.tick_leading(self.now, table) {
             let data = wire::encode_to_bytes(&entry).to_vec();
             // When too much is under way it is asked for again a second later.
             let _ = self.raw.propose(CONTEXT.to_vec(), data);

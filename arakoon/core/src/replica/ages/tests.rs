@@ -19,7 +19,7 @@ fn table(renewal: u64, age_ms: u64) -> TtlTable {
 /// Ticks every 100 ms from one time to another, in milliseconds; returns when something expired first.
 fn expires(clock: &mut SessionClock, table: &TtlTable, from: u64, to: u64) -> Option<u64> {
     (from..to).step_by(100).find(|ms| {
-        let entries = clock.tick(Now(Duration::from_millis(*ms)), table, true);
+        let entries = clock.tick_leading(Now(Duration::from_millis(*ms)), table);
         entries.iter().any(|entry| matches!(entry, LeaderEntry::Expire(_)))
     })
 }
@@ -48,7 +48,7 @@ fn a_leader_that_is_new_or_was_deaf_listens_before_it_expires() {
     let old = table(1, TTL_MS * 2);
     assert_eq!(expires(&mut clock, &old, 0, 3000), Some(1500));
     assert_eq!(expires(&mut clock, &old, 60_000, 63_000), Some(61_500), "it was paused");
-    assert!(clock.tick(Now(Duration::from_millis(61_600)), &old, false).is_empty());
+    clock.tick_following(Now(Duration::from_millis(61_600)), &old);
     assert_eq!(expires(&mut clock, &old, 61_700, 65_000), Some(63_200), "it leads again");
 }
 
@@ -59,7 +59,7 @@ fn what_isnt_committed_is_asked_for_again_once_a_second() {
     let asked: Vec<u64> = (0..50)
         .map(|tick| tick * 100)
         .filter(|ms| {
-            let entries = clock.tick(Now(Duration::from_millis(*ms)), &old, true);
+            let entries = clock.tick_leading(Now(Duration::from_millis(*ms)), &old);
             entries.iter().any(|entry| matches!(entry, LeaderEntry::Expire(_)))
         })
         .collect();
@@ -72,7 +72,7 @@ fn ages_are_replicated_when_they_have_grown_by_a_second() {
     let mut told = Vec::new();
     let mut now = table(1, 0);
     for ms in (0..=3500).step_by(100) {
-        for entry in clock.tick(Now(Duration::from_millis(ms)), &now, true) {
+        for entry in clock.tick_leading(Now(Duration::from_millis(ms)), &now) {
             let LeaderEntry::Ages(ages) = entry else { panic!("nothing expires in 3.5 s") };
             now = table(1, ages[0].age_ms);
             told.push((ms, ages[0].age_ms));
@@ -81,8 +81,9 @@ fn ages_are_replicated_when_they_have_grown_by_a_second() {
     assert_eq!(told, [(1000, 1000), (2000, 2000), (3000, 3000)]);
     let nobody = TtlTable::new();
     assert!(
-        (0..100)
-            .all(|tick| clock.tick(Now(Duration::from_secs(10 + tick)), &nobody, true).is_empty())
+        (0..100).all(|tick| clock
+            .tick_leading(Now(Duration::from_secs(10 + tick)), &nobody)
+            .is_empty())
     );
     assert!(clock.heard.is_empty());
     assert!(TTL_MS_MIN >= millis(AGE_STEP), "ages are coarse, TTLs aren't finer");
