@@ -11,6 +11,7 @@
 //! | `open` | claim, raise, read head, recover, serve (P10, P18) |
 //! | `handoff` | a vDisk to another router: by an operator's wish, or after a clean stop |
 //! | `attach`, `admin` | attachments; create, delete, resize, show, sync |
+//! | [`dtl`] | logs of other routers' vDisks kept here (P11, P12, P16) |
 //! | `log_disk`, `map_store`, `frames`, `backend`, `facts` | adapters: log files, RocksDB, frame cache, proxies, arakoon |
 
 mod admin;
@@ -18,6 +19,7 @@ mod attach;
 mod backend;
 mod committer;
 pub mod config;
+pub mod dtl;
 mod facts;
 mod frames;
 mod handoff;

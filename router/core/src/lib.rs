@@ -12,11 +12,13 @@
 //! | [`sco`], [`tlog`] | bytes of an object: clusters with their checksums, and the list of what changed |
 //! | [`page`], [`map`] | the page map: packed locations, and what a TLog changes |
 //! | [`recover`] | log ∪ backend → the writes that count (P10, L7) |
+//! | [`dtl`] | the second place of the log: what a target promises (P11, P12, P16) |
 //! | [`quota`] | who must wait, and how long, when log or memory run short (P9) |
 //!
 //! Nothing here knows a clock, a socket, a file or chance.
 
 pub mod applied;
+pub mod dtl;
 pub mod log;
 pub mod map;
 pub mod overlay;

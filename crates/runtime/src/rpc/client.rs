@@ -149,9 +149,9 @@ impl Shared {
 }
 
 /// Forgets a call whose future was dropped.
-struct Forget<'a>(&'a Shared, u64);
+struct Forget(Arc<Shared>, u64);
 
-impl Drop for Forget<'_> {
+impl Drop for Forget {
     fn drop(&mut self) {
         self.0.pending().calls.remove(&self.1);
     }
@@ -232,22 +232,41 @@ impl Connection {
         body: &Q,
         call: Call,
     ) -> Result<(A, Bytes), CallError> {
-        let (request, answer) = self.send(method, body, call.payload, call.timeout)?;
-        let _forget = Forget(&self.shared, request);
-        let endpoint = || self.shared.endpoint.clone();
-        let frame = match tokio::time::timeout(call.timeout, answer).await {
-            Ok(Ok(frame)) => frame,
-            Ok(Err(_)) => return Err(CallError::Closed { endpoint: endpoint() }),
-            Err(_) => return Err(CallError::Timeout { endpoint: endpoint() }),
-        };
-        let protocol = |error: wire::DecodeError| CallError::Protocol {
-            endpoint: endpoint(),
-            problem: format!("the answer to method {method} can't be read: {error}"),
-        };
-        if frame.header.kind == FrameKind::Failure {
-            return Err(CallError::Refused(wire::decode_all(frame.body).map_err(protocol)?));
-        }
-        Ok((wire::decode_all(frame.body).map_err(protocol)?, frame.payload))
+        self.begin(method, body, call)?.await
+    }
+
+    /// Queues the request before it returns, so that requests begun one after the other leave in that order; the future
+    /// gives the answer.
+    ///
+    /// # Errors
+    /// When it can't be queued; see [`CallError`].
+    pub fn begin<Q: Encode + ?Sized, A: Decode>(
+        &self,
+        method: u16,
+        body: &Q,
+        call: Call,
+    ) -> Result<impl Future<Output = Result<(A, Bytes), CallError>> + use<Q, A>, CallError> {
+        let timeout = call.timeout;
+        let (request, answer) = self.send(method, body, call.payload, timeout)?;
+        let forget = Forget(Arc::clone(&self.shared), request);
+        let connection = self.clone();
+        Ok(async move {
+            let _forget = forget;
+            let endpoint = || connection.shared.endpoint.clone();
+            let frame = match tokio::time::timeout(timeout, answer).await {
+                Ok(Ok(frame)) => frame,
+                Ok(Err(_)) => return Err(CallError::Closed { endpoint: endpoint() }),
+                Err(_) => return Err(CallError::Timeout { endpoint: endpoint() }),
+            };
+            let protocol = |error: wire::DecodeError| CallError::Protocol {
+                endpoint: endpoint(),
+                problem: format!("the answer to method {method} can't be read: {error}"),
+            };
+            if frame.header.kind == FrameKind::Failure {
+                return Err(CallError::Refused(wire::decode_all(frame.body).map_err(protocol)?));
+            }
+            Ok((wire::decode_all(frame.body).map_err(protocol)?, frame.payload))
+        })
     }
 
     /// Queues the request now, so that calls leave in the order in which `send` ran.

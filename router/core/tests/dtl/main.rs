@@ -1,0 +1,8 @@
+//! The DTL's target under attack: each promise by itself, and power cuts after every step of random lives.
+//!
+//! Invariant: whatever was answered is found again by whoever seals (P11, P12), and a sealed target takes nothing lower.
+
+mod disk;
+mod power_cut;
+mod support;
+mod target;
