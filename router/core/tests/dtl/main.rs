@@ -4,5 +4,6 @@
 
 mod disk;
 mod power_cut;
+mod simulation;
 mod support;
 mod target;
