@@ -4,13 +4,16 @@
 
 use std::collections::BTreeSet;
 use std::process::Command;
+use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use holdfast_tests::cluster::{Cluster, Options, wait_until};
 use holdfast_tests::history::Survival;
+use holdfast_tests::soak;
 use holdfast_tests::steps::Steps;
 use holdfast_tests::workload::{Counts, Load, Verifier};
+use sim::Random;
 
 const BYTES: u64 = 48 << 20;
 const LIMIT: Duration = Duration::from_secs(60);
@@ -110,4 +113,35 @@ fn a_vdisk_changes_hands_under_load_without_an_error() -> anyhow::Result<()> {
         })
     });
     steps.done()
+}
+
+/// Whichever of the two dies, and when: one of them owns the vDisk afterwards, and serves all that was acknowledged.
+#[test]
+fn a_kill_of_either_side_at_any_moment_of_a_hand_over_loses_nothing() -> anyhow::Result<()> {
+    let cluster = Cluster::start(Options::default())?;
+    let seed = std::env::var("HOLDFAST_SEED").ok().and_then(|text| text.parse().ok());
+    let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
+    eprintln!("random moments of seed {seed}; again with HOLDFAST_SEED={seed}");
+    let mut random = Random::new(seed);
+    let verifier = Verifier::new(cluster.target("demo"), random.u64(), BYTES);
+    for round in 0..if soak() { 40 } else { 6 } {
+        let from = owner(&cluster, "demo")?;
+        let to = other(&from);
+        let victim = if round % 2 == 0 { from.as_str() } else { to };
+        let moment = random.duration(&(Duration::ZERO..=Duration::from_millis(120)));
+        let old = cluster.pid(victim)?;
+        under_load(&verifier, random.u64(), || {
+            thread::scope(|scope| -> anyhow::Result<()> {
+                let command = ["router", "transfer", "demo", "--to", to, "--timeout", "5s"];
+                let transfer = scope.spawn(|| cluster.holdfast_outcome(&command, LIMIT));
+                thread::sleep(moment);
+                cluster.kill9(victim)?;
+                let outcome = transfer.join().expect("it doesn't panic")?;
+                eprintln!("round {round}: {victim} killed after {moment:?}, transfer: {}", outcome.status);
+                wait_until(LIMIT, "a new process", || Ok(cluster.pid(victim)? != old))
+            })
+        })
+        .with_context(|| format!("round {round}: {victim} killed after {moment:?} of a hand-over"))?;
+    }
+    Ok(())
 }

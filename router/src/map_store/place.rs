@@ -34,7 +34,11 @@ pub(super) struct Place {
 fn options() -> Options {
     let mut options = Options::default();
     options.create_if_missing(true);
-    options.set_compression_type(DBCompressionType::Lz4);
+    // Every write-back makes a small file of pages from all over; packing and merging them at once would be most of what
+    // a widely scattered load costs.
+    options.set_compression_type(DBCompressionType::None);
+    options.set_bottommost_compression_type(DBCompressionType::Lz4);
+    options.set_level_zero_file_num_compaction_trigger(8);
     options.set_write_buffer_size(16 << 20);
     options.set_max_write_buffer_number(3);
     options.set_max_background_jobs(2);
