@@ -105,10 +105,14 @@ fn owned(first_of: &BTreeMap<Epoch, Lsn>, epoch: Epoch, lsn: Lsn) -> bool {
 }
 
 /// Damage takes nothing from this vDisk when the record is another's, is in the backend or lies elsewhere too, or when a
-/// later record of this vDisk is there: then all before it were found or are in the backend, or a hole was seen.
+/// later record of this vDisk is there: then all before it were found or are in the backend, or a hole was seen. Not so a
+/// copy: it lies behind records that are younger.
 fn excused(damage: &Damage, facts: &Facts<'_>, mine: &[(usize, &Found)], last: Lsn) -> bool {
     if let Some(record) = &damage.record {
         return record.vdisk != facts.vdisk || record.lsn <= last;
     }
-    mine.iter().any(|(_, found)| damage.to <= found.record.position && last <= found.record.lsn)
+    let proves = |found: &Found| {
+        !found.record.copied && damage.to <= found.record.position && last <= found.record.lsn
+    };
+    mine.iter().any(|(_, found)| proves(found))
 }

@@ -263,6 +263,7 @@ impl Volume {
             generation: stamp.generation,
             seq: stamp.seq,
             last: stamp.last,
+            copied: false,
             op,
             cluster: range.start,
             count: range.count(),
@@ -433,7 +434,7 @@ impl Volume {
             .filter(|(pending, _)| pending.placement.lap == lap)
             .map(|(pending, lsn)| {
                 let entry = self.entry_for(&pending.change, pending.stamp, pending.epoch, Lsn(lsn));
-                (Lsn(lsn), entry)
+                (Lsn(lsn), Entry { copied: true, ..entry })
             })
             .collect()
     }

@@ -200,6 +200,7 @@ fn log_record(position: u64, previous_end: u64, op: Op, lsn: u64, payload: &[u8]
         generation: AttachmentGeneration(1),
         seq: RequestSeq(lsn),
         last: true,
+        copied: false,
         op,
         cluster: Cluster(42),
         count: if op == Op::Write { (payload.len() / 4096) as u64 } else { 3 },

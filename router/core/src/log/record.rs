@@ -94,6 +94,8 @@ pub struct Record {
     pub seq: RequestSeq,
     /// The last record of its request: with it the request's sequence counts as applied.
     pub last: bool,
+    /// Copied forward: younger records may lie before it.
+    pub copied: bool,
     pub op: Op,
     pub cluster: Cluster,
     pub count: u64,
@@ -180,7 +182,7 @@ impl Record {
         out.extend_from_slice(&MAGIC.to_le_bytes());
         out.push(VERSION);
         out.push(self.op.tag());
-        out.extend_from_slice(&u16::from(self.last).to_le_bytes());
+        out.extend_from_slice(&(u16::from(self.last) | u16::from(self.copied) << 1).to_le_bytes());
         out.extend_from_slice(&model::u32_of(len).to_le_bytes());
         out.extend_from_slice(&self.payload_len.to_le_bytes());
         for value in [self.log.0, self.lap.0, self.position, self.previous_end, self.synced_through]
@@ -263,6 +265,7 @@ impl Record {
             generation: AttachmentGeneration(f.u64(88)),
             seq: RequestSeq(f.u64(96)),
             last: header[6] & 1 == 1,
+            copied: header[6] & 2 == 2,
             op,
             cluster: Cluster(f.u64(104)),
             count,
@@ -338,6 +341,7 @@ mod tests {
             generation: AttachmentGeneration(2),
             seq: RequestSeq(11),
             last: true,
+            copied: false,
             op: Op::Write,
             cluster: Cluster(42),
             count: 1,
@@ -399,9 +403,9 @@ mod tests {
         }
 
         #[test]
-        fn records_survive_their_bytes(count in 1u64..20, lsn: u64, position: u64, last: bool, trim: bool) {
+        fn records_survive_their_bytes(count in 1u64..20, lsn: u64, position: u64, last: bool, copied: bool, trim: bool) {
             let mut record = Record {
-                lsn: Lsn(lsn), position, last, count,
+                lsn: Lsn(lsn), position, last, copied, count,
                 payload_len: u32::try_from(count).unwrap() * 4096,
                 checksums: (0..u32::try_from(count).unwrap()).collect(),
                 ..sample()

@@ -50,7 +50,8 @@ fn attack(life: &mut Life, random: &mut Random, tally: &mut Tally) {
 fn damage_to_the_write_log_is_refused_or_takes_nothing() {
     let soak = std::env::var_os("HOLDFAST_SOAK").is_some();
     let mut all = Tally::default();
-    sim::seeds::check(if soak { 120 } else { 12 }, |seed| {
+    // Seed 23 found that a copy was taken for proof that nothing lay before it.
+    sim::seeds::check(if soak { 120 } else { 24 }, |seed| {
         let mut random = Random::new(seed ^ 0xda3a);
         let mut life = Life::new(seed);
         for number in 0..STOPS {

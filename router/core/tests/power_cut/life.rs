@@ -193,6 +193,7 @@ impl Life {
             generation: AttachmentGeneration(1),
             seq: RequestSeq(self.next_seq),
             last: true,
+            copied: false,
             op: if trims { Op::Trim } else { Op::Write },
             cluster: Cluster(self.random.below(16)),
             count,
@@ -283,6 +284,7 @@ impl Life {
                 .collect();
             for lsn in there {
                 let entry = vdisk.history[model::usize_of(lsn.0) - 1].clone();
+                let entry = Entry { copied: true, ..entry };
                 let Ok(placement) = self.log.place(entry, &mut self.batch) else { return };
                 let old = vdisk.placements.insert(lsn, placement).expect("it was listed");
                 self.log.release(old.lap, old.bytes);
