@@ -11,8 +11,8 @@
 //! | 48 | 16 | zero |
 //!
 //! It is written when the file is made and when it is freed, never when it is opened: which lap is being written
-//! stands in the records. Both copies say the same, so one may rot; if both did, the newest lap found in the file
-//! counts, which can at worst show fragments again that were deleted.
+//! stands in the records. The copies are synced one after the other, so a power cut tears one at most, and one may rot;
+//! if both did, the newest lap found in the file counts, which can at worst show fragments again that were deleted.
 //!
 //! Invariant: a copy is only believed if its checksum, OSD id and length fit.
 

@@ -422,9 +422,12 @@ impl<D: Disk, I: Index> Store<D, I> {
     ) -> Result<(), DiskError> {
         let header = SegmentHeader { osd: self.options.osd, len, freed };
         let bytes = Bytes::from(header.encode());
-        self.disk.write(file, 0, std::slice::from_ref(&bytes))?;
-        self.disk.write(file, len - HEADER_ROOM, &[bytes])?;
-        self.disk.sync(file)
+        // One after the other: a power cut that tears a copy leaves the other, else what this file held would be back.
+        for at in [0, len - HEADER_ROOM] {
+            self.disk.write(file, at, std::slice::from_ref(&bytes))?;
+            self.disk.sync(file)?;
+        }
+        Ok(())
     }
 
     /// A changed row of the head and the checkpoint belong to every batch.
