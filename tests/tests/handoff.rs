@@ -131,17 +131,22 @@ fn a_kill_of_either_side_at_any_moment_of_a_hand_over_loses_nothing() -> anyhow:
         let moment = random.duration(&(Duration::ZERO..=Duration::from_millis(120)));
         let old = cluster.pid(victim)?;
         under_load(&verifier, random.u64(), || {
+            let command = ["router", "transfer", "demo", "--to", to, "--timeout", "5s"];
             thread::scope(|scope| -> anyhow::Result<()> {
-                let command = ["router", "transfer", "demo", "--to", to, "--timeout", "5s"];
                 let transfer = scope.spawn(|| cluster.holdfast_outcome(&command, LIMIT));
                 thread::sleep(moment);
                 cluster.kill9(victim)?;
                 let outcome = transfer.join().expect("it doesn't panic")?;
-                eprintln!("round {round}: {victim} killed after {moment:?}, transfer: {}", outcome.status);
+                eprintln!(
+                    "round {round}: {victim} killed after {moment:?}, transfer: {}",
+                    outcome.status
+                );
                 wait_until(LIMIT, "a new process", || Ok(cluster.pid(victim)? != old))
             })
         })
-        .with_context(|| format!("round {round}: {victim} killed after {moment:?} of a hand-over"))?;
+        .with_context(|| {
+            format!("round {round}: {victim} killed after {moment:?} of a hand-over")
+        })?;
     }
     Ok(())
 }
