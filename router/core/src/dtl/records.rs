@@ -41,6 +41,8 @@ pub fn outgoing(entry: &Entry) -> Outgoing {
         generation: entry.generation,
         seq: entry.seq,
         last: entry.last,
+        // Copying forward is the owner's log's own affair.
+        copied: false,
         op: entry.op,
         cluster: entry.cluster,
         count: entry.count,
@@ -116,6 +118,7 @@ pub fn parse_one(bytes: &Bytes) -> Result<(Entry, usize), &'static str> {
         generation: record.generation,
         seq: record.seq,
         last: record.last,
+        copied: false,
         op: record.op,
         cluster: Cluster(record.cluster.0),
         count: record.count,
