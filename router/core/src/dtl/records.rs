@@ -147,6 +147,7 @@ mod tests {
         let byte = u8::try_from(lsn % 251).unwrap();
         let payload = if trim { Bytes::new() } else { vec![byte; CLUSTER].into() };
         Entry {
+            copied: false,
             vdisk: VdiskId(7),
             epoch: Epoch(2),
             lsn: Lsn(lsn),

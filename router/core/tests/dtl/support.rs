@@ -32,6 +32,7 @@ pub fn entry(epoch: u64, lsn: u64) -> Entry {
     let byte = u8::try_from((epoch * 31 + lsn) % 251).unwrap();
     let payload = if trim { Bytes::new() } else { Bytes::from(vec![byte; 4096]) };
     Entry {
+        copied: false,
         vdisk: VDISK,
         epoch: Epoch(epoch),
         lsn: Lsn(lsn),
@@ -108,7 +109,11 @@ impl Driven {
                 Effect::Remove(chunks) => {
                     chunks.iter().for_each(|chunk| self.disk.remove(*chunk).unwrap());
                 }
-                other => self.wanted.push(other),
+                wanted @ (Effect::Authorize { .. }
+                | Effect::Promise { .. }
+                | Effect::Sync { .. }) => {
+                    self.wanted.push(wanted);
+                }
             }
         }
     }
