@@ -155,7 +155,8 @@ impl Page {
             for (entry, raw) in page.entries.iter_mut().zip(body.chunks_exact(8)) {
                 *entry = u64::from_le_bytes(raw.try_into().expect("8 bytes"));
             }
-            return Some(page);
+            // One form per page: a shorter one would have been a list.
+            return (LISTED_MAX < page.mapped().count()).then_some(page);
         }
         let (listed, rest) = body.as_chunks::<LISTED_BYTES>();
         if !rest.is_empty() || LISTED_MAX < listed.len() {

@@ -175,6 +175,19 @@ fn a_raised_epoch_fences_the_owner() {
 }
 
 #[test]
+fn an_edge_may_do_io_and_nothing_else() {
+    let world = World::new();
+    let router = world.start();
+    router.create("demo", 8 << 20);
+    let mut disk = Disk::attach(&router, "demo");
+    disk.write(0, &[1; 4096], Durability::Normal);
+    let refused = disk.try_sync_as_edge().unwrap_err();
+    assert_eq!(refused.code, wire::error::code::FORBIDDEN, "{refused:?}");
+    disk.sync();
+    router.kill();
+}
+
+#[test]
 fn an_exclusive_attachment_keeps_others_out_until_they_take_over() {
     let world = World::new();
     let router = world.start();

@@ -16,6 +16,8 @@ use super::{Router, WITHIN, identity, runtime};
 pub struct Disk {
     runtime: tokio::runtime::Runtime,
     client: Client,
+    /// An operator's: edges may not administer.
+    admin: Client,
     name: String,
     edge: u128,
     vdisk: VdiskId,
@@ -31,7 +33,11 @@ impl std::fmt::Debug for Disk {
 }
 
 fn client(router: &Router, edge: u128) -> Client {
-    let identity = identity(Role::Edge, &format!("edge-{edge}"));
+    client_as(router, Role::Edge, &format!("edge-{edge}"))
+}
+
+fn client_as(router: &Router, role: Role, name: &str) -> Client {
+    let identity = identity(role, name);
     Client::new(router.endpoint().clone(), Role::Router, identity, ClientOptions::default())
 }
 
@@ -50,6 +56,7 @@ impl Disk {
         let mut disk = Self {
             runtime: runtime(),
             client: client(router, edge),
+            admin: client_as(router, Role::Admin, "admin"),
             name: name.to_owned(),
             edge,
             vdisk: VdiskId(0),
@@ -98,8 +105,18 @@ impl Disk {
         body: &Q,
         payload: Bytes,
     ) -> Result<(A, Bytes), WireError> {
+        self.call_on(&self.client, method, body, payload)
+    }
+
+    fn call_on<Q: Encode, A: Decode>(
+        &self,
+        client: &Client,
+        method: u16,
+        body: &Q,
+        payload: Bytes,
+    ) -> Result<(A, Bytes), WireError> {
         self.runtime.block_on(async {
-            match self.client.call(method, body, Call::with_payload(payload, WITHIN)).await {
+            match client.call(method, body, Call::with_payload(payload, WITHIN)).await {
                 Ok(answer) => Ok(answer),
                 Err(CallError::Refused(error)) => Err(error),
                 Err(error) => panic!("{error}"),
@@ -115,6 +132,7 @@ impl Disk {
 
     pub fn try_reattach(&mut self, router: &Router) -> Result<Attached, WireError> {
         self.client = client(router, self.edge);
+        self.admin = client_as(router, Role::Admin, "admin");
         self.attach_as(Some(self.generation), AttachMode::Exclusive, false)
     }
 
@@ -216,7 +234,14 @@ impl Disk {
     }
 
     pub fn try_sync(&self) -> Result<SyncDone, WireError> {
-        Ok(self.call(method::SYNC_VDISK, &VdiskName { name: self.name.clone() }, Bytes::new())?.0)
+        let name = VdiskName { name: self.name.clone() };
+        Ok(self.call_on(&self.admin, method::SYNC_VDISK, &name, Bytes::new())?.0)
+    }
+
+    /// What an edge is told that tries to administer.
+    pub fn try_sync_as_edge(&self) -> Result<SyncDone, WireError> {
+        let name = VdiskName { name: self.name.clone() };
+        Ok(self.call(method::SYNC_VDISK, &name, Bytes::new())?.0)
     }
 
     pub fn sync(&self) {
