@@ -174,8 +174,8 @@ impl MapStore {
         Ok(state)
     }
 
-    /// State and epochs, if all that is stored agrees with them. It reads every page: about a second for 100 GiB mapped
-    /// at random, less than what a stale map would cost.
+    /// State and epochs, if all that is stored agrees with them. It reads every page: less than what a stale map would
+    /// cost.
     fn read_table(&self, vdisk: VdiskId) -> Result<(MapState, Epochs), MapError> {
         let mismatch = |problem: &str| MapError::Mismatch { vdisk, problem: problem.to_owned() };
         let stored = self.shared.place.with(|db| db.get(state_key(vdisk)))?;
