@@ -11,6 +11,7 @@ use rocksdb::{
     BlockBasedOptions, Cache, DB, DBCompressionType, Direction, ErrorKind, IteratorMode, Options,
     ReadOptions, ReadTier, WriteBatch, WriteOptions,
 };
+use runtime::rocks_logs::{self, RocksLogError};
 use std::cell::Cell;
 use std::path::Path;
 use std::sync::Arc;
@@ -70,6 +71,10 @@ fn options() -> Options {
 impl RocksIndex {
     /// Opens or makes the index in `dir`.
     pub(crate) fn open(dir: &Path) -> Result<Self, IndexError> {
+        rocks_logs::check(dir).map_err(|error| match error {
+            RocksLogError::Damaged { .. } => IndexError::Damaged(error.to_string()),
+            RocksLogError::Io { .. } => IndexError::Io(error.to_string()),
+        })?;
         let db = DB::open(&options(), dir).map_err(|error| {
             // Files that somebody deleted are damage too; a rebuild brings all back.
             let missing = error.to_string().contains("No such file");

@@ -43,7 +43,7 @@ const ADOPT_PATIENCE: Duration = Duration::from_secs(2);
 const LITTLE: u64 = 8 << 20;
 /// Rounds of sending while new writes come in.
 const ROUNDS_MAX: usize = 8;
-const PAUSE: Duration = Duration::from_millis(5);
+pub(crate) const PAUSE: Duration = Duration::from_millis(5);
 
 fn aborted(why: impl std::fmt::Display) -> WireError {
     WireError::retry(code::HANDOVER_ABORTED, format!("not handed over: {why}"))

@@ -24,11 +24,16 @@ use wire::{Role, WireError};
 use crate::backend::Backend;
 use crate::config::Config;
 use crate::facts::Facts;
+use crate::handoff::PAUSE;
 use crate::log_disk::{LogDisk, LogDiskError};
 use crate::map_store::{MapError, MapStore};
 use crate::router::{Parts, Router};
 use crate::server::Server;
 use crate::state::{Records, Slot, State};
+
+/// For saying that this router is offline. With the drain it must fit into what whoever stops us waits: others take over
+/// what it had only once they read that.
+const REGISTER_LIMIT: Duration = Duration::from_secs(4);
 
 /// Why a router doesn't run.
 #[derive(Debug, thiserror::Error)]
@@ -288,31 +293,28 @@ impl Router {
             }
         }
         let offline = self.record(RouterState::Offline);
-        let _ = tokio::time::timeout(Duration::from_secs(2), self.facts.register(&offline)).await;
+        let _ = tokio::time::timeout(REGISTER_LIMIT, self.facts.register(&offline)).await;
     }
 
     async fn drain_one(&self, vdisk: VdiskId) {
-        let (target, mut committed) = {
-            let mut state = self.state();
-            let Ok(serving) = state.serving(vdisk) else { return };
-            (serving.core.last_lsn(), serving.committed.subscribe())
+        let epoch = loop {
+            {
+                let mut state = self.state();
+                let Ok(serving) = state.serving(vdisk) else { return };
+                if serving.is_idle() && serving.core.is_drained() {
+                    break serving.core.epoch();
+                }
+                // Changes that were accepted before the stop may still be on their way in.
+                serving.core.seal();
+                serving.committer.notify_one();
+            }
+            tokio::time::sleep(PAUSE).await;
         };
-        if committed.wait_for(|lsn| target <= *lsn).await.is_err() {
-            return;
-        }
         let maps = self.maps.clone();
         let written = tokio::task::spawn_blocking(move || maps.write_back(vdisk)).await;
         if !matches!(written, Ok(Ok(()))) {
             tracing::warn!(%vdisk, "the page map wasn't written back; the next start replays more");
         }
-        let epoch = {
-            let mut state = self.state();
-            let Ok(serving) = state.serving(vdisk) else { return };
-            if !serving.core.is_drained() || !serving.is_idle() {
-                return;
-            }
-            serving.core.epoch()
-        };
         let Ok(Some(read)) = self.facts.vdisk(vdisk).await else { return };
         if read.value.epoch == epoch {
             let drained = VdiskRecord { log_id: 0, ..read.value.clone() };

@@ -11,6 +11,7 @@ use raft::eraftpb::{ConfState, HardState};
 use rocksdb::{
     ColumnFamilyDescriptor, DBRecoveryMode, IteratorMode, Options, WriteBatch, WriteOptions,
 };
+use runtime::rocks_logs::{self, RocksLogError};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -44,6 +45,11 @@ pub enum OpenError {
          are well, remove this node's data directory and start it again: it catches up before it votes"
     )]
     NoWitness { path: PathBuf },
+    #[error(
+        "{0}. While the other nodes are well, remove this node's data directory and start it again: it catches up before \
+         it votes"
+    )]
+    Log(#[from] RocksLogError),
     #[error("{path} belongs to node {node} of cluster `{cluster}`")]
     Foreign { path: PathBuf, cluster: String, node: u64 },
     #[error("{path} is of a cluster of nodes {stored:?}, the configuration says {configured:?}")]
@@ -81,7 +87,9 @@ impl RocksStore {
         let store = |cause| OpenError::Store { path: path(), cause };
         std::fs::create_dir_all(dir).map_err(disk)?;
         let found = witness::read(dir).map_err(disk)?;
-        let db = Arc::new(open_db(&dir.join("db")).map_err(|error| store(io(error)))?);
+        let db_dir = dir.join("db");
+        rocks_logs::check(&db_dir)?;
+        let db = Arc::new(open_db(&db_dir).map_err(|error| store(io(error)))?);
         check_identity(dir, &db, options)?;
         let sequence = meta::get::<meta::Sequence>(&db, meta::SEQUENCE).map_err(store)?;
         let sequence = sequence.map_or(0, |record| record.number);

@@ -26,7 +26,8 @@ pub struct Cursor {
 /// What is known of a lap from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Bounds {
-    /// A later lap was begun after this one was synced up to `end` (unknown when that later lap is gone).
+    /// A later lap was begun after this one was synced up to `end` (unknown when that later lap is gone): the end of its
+    /// last record, or that rounded up to [`BATCH_ALIGN`].
     Closed { end: Option<u64> },
     /// The newest lap; the index saw it synced up to `synced`.
     Open { synced: u64 },
@@ -37,6 +38,8 @@ pub struct Settled {
     pub accepted: Vec<Placed>,
     /// Where the lap ends; a batch may begin here.
     pub end: Cursor,
+    /// Where its last record ends.
+    pub last_end: u64,
     /// Acknowledged records whose headers are gone; at least this many.
     pub lost: u64,
     /// Offsets of records that never happened.
@@ -56,7 +59,13 @@ pub fn settle(
         Bounds::Open { synced } => synced.max(marked).max(from.offset),
         Bounds::Closed { end } => end.unwrap_or(u64::MAX),
     };
-    let mut out = Settled { accepted: Vec::new(), end: from, lost: 0, leftovers: Vec::new() };
+    let mut out = Settled {
+        accepted: Vec::new(),
+        end: from,
+        last_end: from.offset,
+        lost: 0,
+        leftovers: Vec::new(),
+    };
     let mut rest = records.into_iter().peekable();
     while let Some(record) = rest.next_if(|record| record.offset < synced) {
         if record.number >= out.end.number {
@@ -66,7 +75,9 @@ pub fn settle(
     let next = rest.peek().filter(|record| record.offset == synced);
     // Within its last page a batch may have lost records though its end looks right: then only the next number shows it.
     let gap = next.is_some_and(|record| out.end.number < record.number);
-    if gap || synced != u64::MAX && align(out.end.offset, BATCH_ALIGN) < synced {
+    let whole_batches = synced.is_multiple_of(BATCH_ALIGN);
+    let reached = if whole_batches { align(out.end.offset, BATCH_ALIGN) } else { out.end.offset };
+    if gap || synced != u64::MAX && reached < synced {
         // The last synced records are gone; how many, the next one's number tells if there is one.
         let number = next.map_or(out.end.number + 1, |record| record.number);
         out.lost += u64::from(number.saturating_sub(out.end.number).max(1));
@@ -78,6 +89,7 @@ pub fn settle(
             out.take(record);
         }
     }
+    out.last_end = out.end.offset;
     out.leftovers = rest.map(|record| record.offset).collect();
     out.end.offset = align(out.end.offset, BATCH_ALIGN);
     out
@@ -166,6 +178,19 @@ mod tests {
         let settled = settle(vec![page(0), behind], START, Bounds::Open { synced: 8192 }, |_| true);
         assert_eq!((numbers(&settled), settled.lost), (vec![0], 0));
         assert_eq!(settled.leftovers, [12_288]);
+    }
+
+    #[test]
+    fn the_last_record_of_a_closed_lap_is_missed_within_its_page_too() {
+        let whole = page(0);
+        let (start, end) = (whole.end(), whole.end() + 640);
+        let small = Placed { offset: start, number: 1, data_len: 500, ..page(0) };
+        assert_eq!(small.end(), end);
+        let closed = |records| settle(records, START, Bounds::Closed { end: Some(end) }, |_| true);
+        let both = closed(vec![whole.clone(), small]);
+        assert_eq!((numbers(&both), both.lost, both.last_end), (vec![0, 1], 0, end));
+        let one = closed(vec![whole]);
+        assert_eq!((numbers(&one), one.lost), (vec![0], 1));
     }
 
     #[test]

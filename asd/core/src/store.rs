@@ -287,7 +287,7 @@ impl<D: Disk, I: Index> Store<D, I> {
         let end = align(mark.end(), BATCH_ALIGN);
         head.next = Cursor { offset: end, number: head.next.number + 1 };
         self.head = Some(head);
-        self.last = (head.lap, end);
+        self.last = (head.lap, mark.end());
         self.ledger.meta.checkpoint = checkpoint_of(&head);
         if let Some(row) = self.ledger.rows.get_mut(&head.lap) {
             row.used = end;
@@ -324,9 +324,7 @@ impl<D: Disk, I: Index> Store<D, I> {
     }
 
     fn give_up_head(&mut self) {
-        if let Some(head) = self.head.take() {
-            self.last = (head.lap, head.next.offset);
-        }
+        self.head = None;
     }
 
     /// Makes a segment that fits `record_len` the head; the head before it is wholly synced.

@@ -106,6 +106,8 @@ struct File {
     /// What a power cut leaves for sure.
     durable: Vec<u8>,
     unsynced: Vec<(usize, Vec<u8>)>,
+    /// `current` and `durable` differ elsewhere, too.
+    apart: bool,
 }
 
 /// An operation that fails on demand.
@@ -157,6 +159,7 @@ impl MemoryDisk {
         let at = model::usize_of(offset);
         file.current[at] ^= 0x10;
         file.durable[at] ^= 0x10;
+        file.apart = true;
     }
 
     /// Lets `act` do what it likes to the bytes of a file, on the platter and for readers; nothing of it is unsynced then.
@@ -185,9 +188,10 @@ impl MemoryDisk {
                 self.files.entry(id).or_insert(file);
             }
         }
-        for file in self.files.values_mut() {
+        let differs = |file: &&mut File| file.apart || !file.unsynced.is_empty();
+        for file in self.files.values_mut().filter(differs) {
             let unsynced = std::mem::take(&mut file.unsynced);
-            for (start, bytes) in unsynced {
+            for (start, bytes) in &unsynced {
                 for (number, sector) in bytes.chunks(SECTOR).enumerate() {
                     let at = start + number * SECTOR;
                     let fate = match survival {
@@ -211,7 +215,16 @@ impl MemoryDisk {
                     }
                 }
             }
-            file.current.clone_from(&file.durable);
+            if std::mem::take(&mut file.apart) {
+                file.current.clone_from(&file.durable);
+                continue;
+            }
+            for (start, bytes) in unsynced {
+                let pages =
+                    start / PHYSICAL * PHYSICAL..(start + bytes.len()).next_multiple_of(PHYSICAL);
+                let pages = pages.start..pages.end.min(file.durable.len());
+                file.current[pages.clone()].copy_from_slice(&file.durable[pages]);
+            }
         }
         Self { files: self.files, removed: BTreeMap::new(), power, faults: BTreeMap::new() }
     }
@@ -242,7 +255,7 @@ impl Disk for MemoryDisk {
     fn create(&mut self, file: FileId, len: u64) -> Result<(), DiskError> {
         self.check(Fault::Create)?;
         let zeroes = vec![0; model::usize_of(len)];
-        let made = File { current: zeroes.clone(), durable: zeroes, unsynced: Vec::new() };
+        let made = File { current: zeroes.clone(), durable: zeroes, ..File::default() };
         let completes = self.power.spend();
         // A power cut may leave the file and may leave none; both are as good, so it alternates.
         if completes || self.power.used().is_multiple_of(2) {
@@ -274,13 +287,19 @@ impl Disk for MemoryDisk {
         if failed.is_err() {
             // Like the page cache: readers still see it, no later sync writes it.
             file.unsynced.clear();
+            file.apart = true;
             return failed;
         }
         if !self.power.spend() {
             return Err(power_is_off());
         }
-        file.unsynced.clear();
-        file.durable.clone_from(&file.current);
+        let unsynced = std::mem::take(&mut file.unsynced);
+        if std::mem::take(&mut file.apart) {
+            file.durable.clone_from(&file.current);
+        }
+        for (start, bytes) in unsynced {
+            file.durable[start..start + bytes.len()].copy_from_slice(&bytes);
+        }
         Ok(())
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Module map: [`endpoint`] where to connect · [`peer`] who we are · [`tls`] certificates and the cluster's CA ·
 //! [`net`] listeners and connections · [`rpc`] requests and answers over frames · [`config`] files to values ·
-//! [`clock`], [`random`], [`shutdown`], [`logging`], [`dirlock`], [`status`] one small thing each.
+//! [`rocks_logs`] what RocksDB would hang on · [`clock`], [`random`], [`shutdown`], [`logging`], [`dirlock`], [`status`] one small thing each.
 
 pub mod clock;
 pub mod config;
@@ -12,6 +12,7 @@ pub mod logging;
 pub mod net;
 pub mod peer;
 pub mod random;
+pub mod rocks_logs;
 pub mod rpc;
 pub mod shutdown;
 pub mod status;

@@ -118,6 +118,16 @@ pub enum Tail {
     Sectors,
 }
 
+/// How every whole RocksDB table ends (`kBlockBasedTableMagicNumber`).
+const TABLE_MAGIC: u64 = 0x88e2_41b7_85f4_cff7;
+
+/// Whether a RocksDB table was written to its end. It is synced before the manifest names it, which may be before the
+/// database itself counts on it; a power cut may take bytes only of one that isn't whole.
+#[must_use]
+pub fn is_whole_table(bytes: &[u8]) -> bool {
+    bytes.ends_with(&TABLE_MAGIC.to_le_bytes())
+}
+
 pub const TAILS: [Tail; 4] = [Tail::Lost, Tail::Kept, Tail::Torn, Tail::Sectors];
 
 /// What the power cut leaves of a file of which the first `synced` bytes were synced.

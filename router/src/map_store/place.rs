@@ -15,6 +15,7 @@ use rocksdb::{
     BlockBasedOptions, DB, DBCompressionType, Direction, ErrorKind, IteratorMode, Options,
     ReadOptions,
 };
+use runtime::rocks_logs;
 
 use super::MapError;
 use super::state::kind_range;
@@ -52,13 +53,18 @@ fn options() -> Options {
     options
 }
 
+fn open_db(dir: &Path) -> Result<DB, MapError> {
+    rocks_logs::check(dir).map_err(|error| MapError::Damaged(error.to_string()))?;
+    DB::open(&options(), dir).map_err(|error| MapError::Store(error.to_string()))
+}
+
 /// Puts `dir` aside, for somebody to look at, and begins an empty one.
 fn begin_anew(dir: &Path) -> Result<DB, MapError> {
     let store = |error: &dyn std::fmt::Display| MapError::Store(error.to_string());
     let aside = dir.with_extension("damaged");
     let _ = std::fs::remove_dir_all(&aside);
     std::fs::rename(dir, &aside).map_err(|error| store(&error))?;
-    DB::open(&options(), dir).map_err(|error| store(&error))
+    open_db(dir)
 }
 
 /// Bad files, as opposed to a disk that is full or an operation that may work later.
@@ -70,7 +76,7 @@ fn is_damage(error: &rocksdb::Error) -> bool {
 
 impl Place {
     pub(super) fn open(dir: &Path) -> Result<Self, MapError> {
-        let db = match DB::open(&options(), dir) {
+        let db = match open_db(dir) {
             Ok(db) => db,
             Err(error) => {
                 tracing::error!(%error, dir = %dir.display(), "the page map doesn't open; it is rebuilt from the backend");

@@ -339,8 +339,9 @@ impl<D: Disk, I: Index> Store<D, I> {
         }
         let mut head = self.head.expect("a run is only begun on a head");
         let start = head.next.offset;
-        let end = align(start + run.len, BATCH_ALIGN);
-        run.pad(end - start - run.len);
+        let last_end = start + run.len;
+        let end = align(last_end, BATCH_ALIGN);
+        run.pad(end - last_end);
         let written =
             self.disk.write(head.file, start, &run.parts).and_then(|()| self.disk.sync(head.file));
         if let Err(error) = written {
@@ -352,7 +353,7 @@ impl<D: Disk, I: Index> Store<D, I> {
         head.vouched = start;
         head.next = Cursor { offset: end, number };
         self.head = Some(head);
-        self.last = (head.lap, end);
+        self.last = (head.lap, last_end);
         if let Some(row) = self.ledger.rows.get_mut(&head.lap) {
             row.used = end;
         }

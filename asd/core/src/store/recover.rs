@@ -305,7 +305,7 @@ impl<D: Disk, I: Index> Store<D, I> {
     fn continue_lap(&mut self, lap: Lap, source: &Source, settled: &Settled, now: Now) {
         let file = source.survey.file;
         let wiped = self.wipe(file, settled.leftovers.iter().copied());
-        self.last = (lap, settled.end.offset);
+        self.last = (lap, settled.last_end);
         match wiped {
             Ok(()) => {
                 let vouched = settled.accepted.iter().map(|record| record.synced).max();
