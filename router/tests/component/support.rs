@@ -37,14 +37,14 @@ pub fn identity(role: Role, name: &str) -> Arc<Identity> {
 }
 
 /// Serves in a thread of its own until dropped.
-struct Served {
-    endpoint: Endpoint,
+pub struct Served {
+    pub endpoint: Endpoint,
     shutdown: Shutdown,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Served {
-    fn start(role: Role, service: Arc<dyn Service>) -> Self {
+    pub fn start(role: Role, service: Arc<dyn Service>) -> Self {
         let shutdown = Shutdown::new();
         let (sender, receiver) = sync_channel(1);
         let stop = shutdown.clone();
