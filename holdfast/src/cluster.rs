@@ -48,6 +48,19 @@ pub enum Encryption {
     Off,
 }
 
+/// A second copy of what a router has logged and the backend doesn't have yet, at another router.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Dtl {
+    /// A write is acknowledged when both routers have it.
+    Sync,
+    /// A write is acknowledged at once, a flush when both have it on stable storage.
+    Async,
+    /// No copy: a killed router is waited for.
+    #[default]
+    None,
+}
+
 /// What was chosen when the cluster was made and can't be changed by a later `up`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -56,6 +69,9 @@ pub struct Choices {
     pub policy: Parsed<PolicyList>,
     pub compression: Compression,
     pub encryption: Encryption,
+    /// Of vDisks; clusters of earlier versions have none.
+    #[serde(default)]
+    pub dtl: Dtl,
     // Sizes as numbers: how a size prints may round it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asd_capacity_bytes: Option<u64>,

@@ -9,6 +9,7 @@ use crate::role::ProcessRole;
 use crate::table::{Cell, Paint, Table, Tone};
 use crate::up::bootstrap::vdisks;
 use crate::vdisk::{Ask, Routers, duration};
+use arakoon_client::SessionInfo;
 use indicatif::{ProgressBar, ProgressStyle};
 use model::RouterId;
 use serde_json::{Value, json};
@@ -118,6 +119,8 @@ const fn word(state: RouterState) -> &'static str {
 struct Known {
     routers: Vec<RouterRecord>,
     vdisks: Vec<VdiskRecord>,
+    /// Sessions that live.
+    sessions: Vec<SessionInfo>,
 }
 
 impl Known {
@@ -126,6 +129,12 @@ impl Known {
             let names: Vec<&str> = self.routers.iter().map(|router| router.name.as_str()).collect();
             Failure::not_found(format!("there is no router {name}; there are {}", names.join(", ")))
         })
+    }
+
+    /// How long ago arakoon heard of a router; `None`: its session is over.
+    fn heard(&self, router: RouterId) -> Option<Duration> {
+        let id = key::router_session(router);
+        self.sessions.iter().find(|session| session.id == id).map(|session| session.age)
     }
 
     fn owned(&self, router: RouterId) -> impl Iterator<Item = &VdiskRecord> {
@@ -152,7 +161,8 @@ impl Desk<'_> {
         let read = |(_, value)| RouterRecord::from_record(value).ok();
         let mut routers: Vec<RouterRecord> = rows.into_iter().filter_map(read).collect();
         routers.sort_by(|one, other| one.name.cmp(&other.name));
-        Ok(Known { routers, vdisks: vdisks(self.admin, self.cluster).await? })
+        let sessions = arakoon.sessions(key::ROUTERS).await.map_err(arakoon_failure)?;
+        Ok(Known { routers, vdisks: vdisks(self.admin, self.cluster).await?, sessions })
     }
 
     async fn list(&self, format: Format) -> Result<(), Failure> {
@@ -161,7 +171,7 @@ impl Desk<'_> {
             let rows = known.routers.iter().map(|router| router_json(&known, router));
             return print_json(&rows.collect::<Vec<_>>());
         }
-        let mut table = Table::new(&["ROUTER", "STATE", "VDISKS", "DOMAIN", "ADDRESS"]);
+        let mut table = Table::new(&["ROUTER", "STATE", "HEARD", "VDISKS", "DOMAIN", "ADDRESS"]);
         for router in &known.routers {
             let tone = match router.state {
                 RouterState::Online => Tone::Good,
@@ -171,6 +181,10 @@ impl Desk<'_> {
             table.row(vec![
                 Cell::plain(router.name.as_str()),
                 Cell::toned(word(router.state), tone),
+                match known.heard(router.router) {
+                    Some(age) => Cell::plain(format!("{:.1} s ago", age.as_secs_f64())),
+                    None => Cell::toned("not at all", Tone::Bad),
+                },
                 Cell::plain(known.owned(router.router).count().to_string()),
                 Cell::plain(router.domain.as_str()),
                 Cell::plain(router.addresses.join(" ")),
@@ -279,6 +293,7 @@ fn router_json(known: &Known, router: &RouterRecord) -> Value {
     json!({
         "id": router.name,
         "state": word(router.state),
+        "session": if known.heard(router.router).is_some() { "alive" } else { "none" },
         "domain": router.domain,
         "addresses": router.addresses,
         "router": router.router.to_string(),
@@ -325,6 +340,7 @@ mod tests {
                 router(4, RouterState::Online),
             ],
             vdisks: vec![vdisk(1, 1), vdisk(2, 2), vdisk(3, 2), vdisk(4, 4)],
+            sessions: Vec::new(),
         };
         assert_eq!(known.next_home(RouterId(1)).map(|router| router.router), Some(RouterId(4)));
         assert_eq!(known.next_home(RouterId(4)).map(|router| router.router), Some(RouterId(1)));

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use model::{ByteRange, CLUSTER_SIZE, Epoch, Lsn, VdiskId};
 use runtime::clock::boot_now;
 use runtime::random::jitter;
+use wire::dtl::{DtlFacts, DtlMode, DtlState};
 use wire::facts::{RouterRecord, RouterState, VdiskRecord};
 use wire::proxy::{
     CreateNamespace, DeleteNamespace, FillHoles, Health, code as proxy_code, method,
@@ -23,6 +24,7 @@ use wire::{ErrorClass, WireError};
 use crate::backend::BackendError;
 use crate::facts::Read;
 use crate::router::Router;
+use crate::state::protection::Protection;
 use crate::state::{Records, Slot};
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -192,7 +194,8 @@ impl Router {
             log_id: 0,
             deleting: false,
         };
-        if let Err(error) = self.facts.create_vdisk(&record).await {
+        let dtl = self.facts.vpool_dtl(&create.vpool).await.map_err(|error| error.to_wire())?;
+        if let Err(error) = self.facts.create_vdisk(&record, dtl).await {
             // The outcome may be unknown: what the name says now decides.
             let found = self.facts.vdisk_id(&create.name).await.map_err(|error| error.to_wire())?;
             if found != Some(vdisk) {
@@ -395,6 +398,7 @@ impl Router {
             concat!(
                 r#"{{"state":"{}","head_lsn":{},"last_lsn":{},"flushed_lsn":{},"committed_lsn":{},"#,
                 r#""pending_bytes":{},"log_pinned_bytes":{},"attachments":[{}],"objects":{},"backend":{},"#,
+                r#""dtl":{},"#,
                 r#""mapped_bytes":{},"map_digest":"{:016x}","units":{}}}"#
             ),
             state_name,
@@ -407,6 +411,7 @@ impl Router {
             attachments.join(","),
             serving.objects,
             backend,
+            serving.protection.as_ref().map_or_else(|| r#"{"mode":"none"}"#.to_owned(), dtl_json),
             map.totals.mapped * CLUSTER_SIZE,
             map.totals.digest,
             core.units(),
@@ -499,6 +504,7 @@ impl Router {
         loop {
             match self.facts.routers().await {
                 Ok(routers) => {
+                    self.ties.know(&routers);
                     let others: Vec<RouterAddress> = routers
                         .into_iter()
                         .filter(|router| {
@@ -522,6 +528,38 @@ impl Router {
             }
         }
     }
+}
+
+/// The second copy of a vDisk's log, as arakoon has it and as its targets answered last.
+fn dtl_json(protection: &Protection) -> String {
+    let facts = protection.owner.facts();
+    let targets: Vec<String> = protection
+        .owner
+        .targets()
+        .into_iter()
+        .map(|(router, written, synced, problem)| {
+            let problem = json_text(&problem.unwrap_or_default());
+            format!(
+                r#"{{"router":"{router}","written_lsn":{written},"synced_lsn":{synced},"problem":"{problem}"}}"#
+            )
+        })
+        .collect();
+    let state = match facts.state {
+        DtlState::Standalone => "standalone",
+        DtlState::CatchingUp => "catching-up",
+        DtlState::InSync => "in-sync",
+        DtlState::Degraded => "degraded",
+    };
+    let mode = match protection.mode {
+        DtlMode::Sync => "sync",
+        DtlMode::Async => "async",
+        DtlMode::NoTarget => "none",
+    };
+    let DtlFacts { generation, floor, .. } = facts;
+    format!(
+        r#"{{"mode":"{mode}","dtl_state":"{state}","generation":{generation},"floor_lsn":{floor},"targets":[{}]}}"#,
+        targets.join(",")
+    )
 }
 
 /// Text inside a JSON string.

@@ -102,8 +102,11 @@ impl Router {
     ) -> Result<Attached, WireError> {
         let vdisk = match self.owned_by_name(&attach.name).await {
             Err(error) if error.code == code::NOT_OWNER => {
-                // The owner may have left it behind.
-                self.take_left_behind(&attach.name).await?.ok_or(error)?
+                // The owner may have left it behind, or be gone.
+                match self.take_left_behind(&attach.name).await? {
+                    Some(vdisk) => vdisk,
+                    None => self.claim_from_gone(&attach.name).await?.ok_or(error)?,
+                }
             }
             owned => owned?,
         };

@@ -198,8 +198,15 @@ impl Router {
         }
     }
 
-    /// Stops serving a vDisk and says so to everyone who waits; its log records stay (a restart decides about them).
+    /// Stops serving a vDisk and says so to everyone who waits; its log records stay (a restart decides about them),
+    /// unless a DTL has them.
     pub fn leave(&self, vdisk: VdiskId, slot: Slot) {
+        let protected = self.state().protected.contains(&vdisk);
+        let (mut slot, mut records) = (slot, Records::Keep);
+        if protected && let Slot::Fenced(reason) = slot {
+            // Its next owner has all of it: it may come back.
+            (slot, records) = (Slot::Elsewhere(reason), Records::Release);
+        }
         let error = match &slot {
             Slot::Fenced(reason) | Slot::Elsewhere(reason) => {
                 tracing::warn!(%vdisk, reason, "fenced: another router owns this vDisk now");
@@ -213,7 +220,7 @@ impl Router {
                 WireError::retry(code::RECOVERING, "the vDisk is not served here now")
             }
         };
-        self.state().stop_serving(vdisk, slot, &error, Records::Keep);
+        self.state().stop_serving(vdisk, slot, &error, records);
     }
 }
 

@@ -5,6 +5,7 @@
 //! | [`server`] | other routers' logs kept here: wire ⇄ targets, syncs, timers |
 //! | [`owner`] | the own vDisks' logs copied to others: runs the core, queues requests, shows what may be acknowledged |
 //! | [`peers`] | connections to targets; what a claimant asks of them |
+//! | [`ties`] | what arakoon says: facts proposed and confirmed, who could be a target, where routers are |
 //! | `files` | a target's files |
 //!
 //! Invariant: nothing here decides what may be promised; that is the core's.
@@ -13,6 +14,7 @@ mod files;
 pub mod owner;
 pub mod peers;
 pub mod server;
+pub mod ties;
 
 use std::pin::Pin;
 

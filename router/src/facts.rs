@@ -4,11 +4,17 @@
 
 use std::time::Duration;
 
-use arakoon_client::{ArakoonClient, ReadError, TransactError, Transaction};
+use arakoon_client::{
+    ArakoonClient, ReadError, Session, SessionError, SessionInfo, SessionOptions, TransactError,
+    Transaction,
+};
 use bytes::Bytes;
-use model::{RouterId, VdiskId};
+use model::{Incarnation, RouterId, VdiskId};
 use wire::WireError;
-use wire::facts::{AttachmentsRecord, Record, RouterRecord, VdiskRecord, VpoolRecord, key};
+use wire::dtl::DtlMode;
+use wire::facts::{
+    AttachmentsRecord, DtlRecord, Record, RouterRecord, VdiskRecord, VpoolDtl, VpoolRecord, key,
+};
 use wire::router::code;
 
 /// How long a request of an edge or operator waits for arakoon.
@@ -20,6 +26,8 @@ pub enum FactsError {
     Read(#[from] ReadError),
     #[error(transparent)]
     Transact(#[from] TransactError),
+    #[error(transparent)]
+    Session(#[from] SessionError),
     #[error("the record {key} can't be read: {problem}")]
     Record { key: String, problem: String },
 }
@@ -42,6 +50,12 @@ impl FactsError {
 pub struct Read<T> {
     pub value: T,
     pub bytes: Bytes,
+}
+
+/// A vDisk's record, and that of its DTL if it has one: changed together or not at all.
+pub struct Change<'a> {
+    pub vdisk: (&'a Read<VdiskRecord>, VdiskRecord),
+    pub dtl: Option<(&'a Read<DtlRecord>, DtlRecord)>,
 }
 
 #[derive(Clone)]
@@ -80,6 +94,39 @@ impl Facts {
         Ok(())
     }
 
+    /// The router's record and its session at once. Whoever held one under this id before is dead: the caller has the lock
+    /// on its data.
+    pub async fn open_session(&self, router: &RouterRecord) -> Result<Session, FactsError> {
+        let id = key::router_session(router.router);
+        let known = self.client.sessions(&id).await?.into_iter();
+        let former = known.filter(|session| session.id == id).map(|session| session.incarnation);
+        let options = SessionOptions {
+            replaces: former.last(),
+            along: Transaction::new().set(key::router(router.router), router.to_record()),
+            ..SessionOptions::new(&id)
+        };
+        Ok(Session::open(&self.client, options).await?)
+    }
+
+    /// The record of a router that stops, and the end of its session.
+    pub async fn sign_off(
+        &self,
+        router: &RouterRecord,
+        session: Option<Incarnation>,
+    ) -> Result<(), FactsError> {
+        let mut last = Transaction::new().set(key::router(router.router), router.to_record());
+        if let Some(incarnation) = session {
+            last = last.close_session(key::router_session(router.router), incarnation);
+        }
+        self.client.commit(last).await?;
+        Ok(())
+    }
+
+    /// The routers' sessions that live.
+    pub async fn sessions(&self) -> Result<Vec<SessionInfo>, FactsError> {
+        Ok(self.client.sessions(key::ROUTERS).await?)
+    }
+
     pub async fn routers(&self) -> Result<Vec<RouterRecord>, FactsError> {
         Ok(self.all(key::ROUTERS).await?.into_iter().map(|read| read.value).collect())
     }
@@ -90,6 +137,46 @@ impl Facts {
 
     pub async fn vpool(&self, name: &str) -> Result<Option<VpoolRecord>, FactsError> {
         Ok(self.get(key::vpool(name)).await?.map(|read| read.value))
+    }
+
+    /// What vDisks made in this vPool get.
+    pub async fn vpool_dtl(&self, name: &str) -> Result<DtlMode, FactsError> {
+        let read: Option<Read<VpoolDtl>> = self.get(key::vpool_dtl(name)).await?;
+        Ok(read.map_or(DtlMode::NoTarget, |read| read.value.mode))
+    }
+
+    /// `None`: the vDisk has no DTL.
+    pub async fn dtl(&self, vdisk: VdiskId) -> Result<Option<Read<DtlRecord>>, FactsError> {
+        self.get(key::vdisk_dtl(vdisk)).await
+    }
+
+    /// The owner's proposals: fails when somebody has claimed the vDisk, as the epoch is in the record.
+    pub async fn change_dtl(
+        &self,
+        vdisk: VdiskId,
+        old: &Read<DtlRecord>,
+        new: &DtlRecord,
+    ) -> Result<(), FactsError> {
+        let (old, new) = (Some(old.bytes.clone()), Some(new.to_record()));
+        self.client.compare_and_set(key::vdisk_dtl(vdisk), old, new).await?;
+        Ok(())
+    }
+
+    /// Commits a change together with what `also` asserts.
+    pub async fn change(
+        &self,
+        change: Change<'_>,
+        also: Transaction,
+    ) -> Result<Read<VdiskRecord>, FactsError> {
+        let (old, new) = change.vdisk;
+        let (key, bytes) = (key::vdisk(new.vdisk), new.to_record());
+        let mut all = also.assert_value(&key, old.bytes.clone()).set(&key, bytes.clone());
+        if let Some((old, new_dtl)) = change.dtl {
+            let key = key::vdisk_dtl(new.vdisk);
+            all = all.assert_value(&key, old.bytes.clone()).set(&key, new_dtl.to_record());
+        }
+        self.client.commit(all).await?;
+        Ok(Read { value: new, bytes })
     }
 
     pub async fn vdisk(&self, vdisk: VdiskId) -> Result<Option<Read<VdiskRecord>>, FactsError> {
@@ -118,14 +205,18 @@ impl Facts {
     }
 
     /// Name and record at once, if the name is free.
-    pub async fn create_vdisk(&self, vdisk: &VdiskRecord) -> Result<(), FactsError> {
+    pub async fn create_vdisk(&self, vdisk: &VdiskRecord, mode: DtlMode) -> Result<(), FactsError> {
         let name = key::vdisk_name(&vdisk.name);
         let id = Bytes::copy_from_slice(&vdisk.vdisk.0.to_le_bytes());
-        let transaction = Transaction::new()
+        let mut transaction = Transaction::new()
             .assert_absent(&name)
             .assert_absent(key::vdisk(vdisk.vdisk))
             .set(&name, id)
             .set(key::vdisk(vdisk.vdisk), vdisk.to_record());
+        if mode != DtlMode::NoTarget {
+            let dtl = DtlRecord::new(mode);
+            transaction = transaction.set(key::vdisk_dtl(vdisk.vdisk), dtl.to_record());
+        }
         self.client.commit(transaction).await?;
         Ok(())
     }
@@ -142,21 +233,6 @@ impl Facts {
         Ok(Read { value: new.clone(), bytes })
     }
 
-    /// Changes a vDisk while the router that it belonged to is as it was read: off, and not back.
-    pub async fn take_vdisk(
-        &self,
-        old: &Read<VdiskRecord>,
-        new: &VdiskRecord,
-        former: &Read<RouterRecord>,
-    ) -> Result<(), FactsError> {
-        let transaction = Transaction::new()
-            .assert_value(key::vdisk(new.vdisk), old.bytes.clone())
-            .assert_value(key::router(former.value.router), former.bytes.clone())
-            .set(key::vdisk(new.vdisk), new.to_record());
-        self.client.commit(transaction).await?;
-        Ok(())
-    }
-
     /// The last step of a deletion: its objects are gone already.
     pub async fn remove_vdisk(&self, old: &Read<VdiskRecord>) -> Result<(), FactsError> {
         let vdisk = old.value.vdisk;
@@ -164,6 +240,7 @@ impl Facts {
             .assert_value(key::vdisk(vdisk), old.bytes.clone())
             .delete(key::vdisk_name(&old.value.name))
             .delete(key::attachments(vdisk))
+            .delete(key::vdisk_dtl(vdisk))
             .delete(key::vdisk(vdisk));
         self.client.commit(transaction).await?;
         Ok(())

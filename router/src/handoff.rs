@@ -19,15 +19,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use arakoon_client::Transaction;
 use model::{RouterId, VdiskId};
 use runtime::clock::boot_now;
 use runtime::endpoint::Endpoint;
 use runtime::rpc::{Call, CallError, Client, ClientOptions};
-use wire::facts::{RouterRecord, RouterState, VdiskRecord};
+use wire::facts::{DtlRecord, RouterRecord, RouterState, VdiskRecord, key};
 use wire::router::{Adoption, Transferred, code, method};
 use wire::{ErrorClass, Role, WireError};
 
-use crate::facts::FactsError;
+use crate::facts::{Change, FactsError, Read};
+use crate::protect::holders;
 use crate::router::Router;
 use crate::state::{Records, Slot};
 
@@ -49,21 +51,15 @@ fn aborted(why: impl std::fmt::Display) -> WireError {
     WireError::retry(code::HANDOVER_ABORTED, format!("not handed over: {why}"))
 }
 
-/// One that left cleanly, and doesn't need its log.
-const fn is_left_behind(record: &VdiskRecord, owner: &RouterRecord) -> bool {
-    record.log_id == 0 && matches!(owner.state, RouterState::Offline) && !record.deleting
+/// One that left cleanly, and needs neither its log nor a DTL.
+fn is_left_behind(record: &VdiskRecord, dtl: Option<&DtlRecord>, owner: &RouterRecord) -> bool {
+    record.log_id == 0
+        && dtl.is_none_or(|dtl| holders(&dtl.facts).is_empty())
+        && matches!(owner.state, RouterState::Offline)
+        && !record.deleting
 }
 
 impl Router {
-    /// Enters this router's record. An operator's wish that it takes nothing outlives a crash; a clean stop ends it.
-    pub(crate) async fn register(&self) -> Result<(), FactsError> {
-        let before = self.facts.router(self.id).await?;
-        let draining = before.is_some_and(|read| read.value.state == RouterState::Draining);
-        self.state().draining = draining;
-        let state = if draining { RouterState::Draining } else { RouterState::Online };
-        self.facts.register(&self.record(state)).await
-    }
-
     /// Whether this router takes further vDisks.
     ///
     /// # Errors
@@ -142,20 +138,22 @@ impl Router {
     ) -> Result<Option<VdiskId>, WireError> {
         let read = self.record_by_name(name).await?;
         let owner = self.facts.router(read.value.owner).await.map_err(|error| error.to_wire())?;
-        let Some(owner) = owner.filter(|owner| is_left_behind(&read.value, &owner.value)) else {
+        let vdisk = read.value.vdisk;
+        let dtl = self.facts.dtl(vdisk).await.map_err(|error| error.to_wire())?;
+        let left = |owner: &Read<RouterRecord>| {
+            is_left_behind(&read.value, dtl.as_ref().map(|read| &read.value), &owner.value)
+        };
+        let Some(owner) = owner.filter(left).filter(|_| self.could_take(vdisk)) else {
             return Ok(None);
         };
-        {
-            let state = self.state();
-            if state.stopping || state.draining || state.log_failed || state.log_problem.is_some() {
-                return Ok(None);
-            }
-        }
-        let vdisk = read.value.vdisk;
-        let taken =
-            VdiskRecord { owner: self.id, epoch: read.value.epoch.next(), ..read.value.clone() };
-        match self.facts.take_vdisk(&read, &taken, &owner).await {
-            Ok(()) => {}
+        let epoch = read.value.epoch.next();
+        let taken = VdiskRecord { owner: self.id, epoch, ..read.value.clone() };
+        let dtl = dtl.as_ref().map(|dtl| (dtl, DtlRecord { epoch, ..dtl.value.clone() }));
+        // The router that it belonged to is as it was read: off, and not back.
+        let off = key::router(owner.value.router);
+        let off = Transaction::new().assert_value(off, owner.bytes.clone());
+        match self.facts.change(Change { vdisk: (&read, taken), dtl }, off).await {
+            Ok(_) => {}
             // Somebody was quicker, or the owner is back: the next attach finds who.
             Err(error) if error.is_conflict() => return Ok(None),
             Err(error) => return Err(error.to_wire()),
@@ -297,8 +295,13 @@ impl Router {
         if read.value.owner != self.id || read.value.epoch != epoch || read.value.deleting {
             return Err(aborted("its record changed").into());
         }
-        let new = VdiskRecord { owner: to, epoch: epoch.next(), log_id: 0, ..read.value.clone() };
-        match self.facts.change_vdisk(&read, &new).await {
+        let head = self.state().serving(vdisk)?.core.committed_lsn();
+        let dtl = self.facts.dtl(vdisk).await.map_err(|error| error.to_wire())?;
+        let next = epoch.next();
+        let new = VdiskRecord { owner: to, epoch: next, log_id: 0, ..read.value.clone() };
+        let dtl = dtl.as_ref().map(|dtl| (dtl, dtl.value.drained(next, head)));
+        let change = Change { vdisk: (&read, new.clone()), dtl };
+        match self.facts.change(change, Transaction::new()).await {
             Ok(_) => Ok(new),
             Err(error) if error.is_conflict() => Err(aborted("its record changed").into()),
             Err(error) => Err(Halt::Unknown(error)),

@@ -10,6 +10,8 @@
 //! | `committer` | units → SCOs in the backend → page map → freed log |
 //! | `open` | claim, raise, read head, recover, serve (P10, P18) |
 //! | `handoff` | a vDisk to another router: by an operator's wish, or after a clean stop |
+//! | `protect` | vDisks with a DTL: claimed, recovered, watched |
+//! | `lease`, `claim` | the router's session; a vDisk whose owner is gone, claimed (P16–P18) |
 //! | `attach`, `admin` | attachments; create, delete, resize, show, sync |
 //! | [`dtl`] | logs of other routers' vDisks kept here (P11, P12, P16) |
 //! | `log_disk`, `map_store`, `frames`, `backend`, `facts` | adapters: log files, RocksDB, frame cache, proxies, arakoon |
@@ -17,15 +19,18 @@
 mod admin;
 mod attach;
 mod backend;
+mod claim;
 mod committer;
 pub mod config;
 pub mod dtl;
 mod facts;
 mod frames;
 mod handoff;
+mod lease;
 mod log_disk;
 mod map_store;
 mod open;
+mod protect;
 mod reader;
 mod router;
 mod server;

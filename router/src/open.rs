@@ -12,11 +12,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use model::{Epoch, LogId, Lsn, ObjectId, VdiskId};
 use router_core::applied::{AppliedMap, AppliedSet};
+use router_core::dtl::takeover;
 use router_core::log::record::Op;
 use router_core::log::{Found, Placement};
 use router_core::recover::{self, Gap};
 use router_core::tlog::{Meta, Tlog, TlogError};
-use router_core::volume::{Change, HeadState, Opening, Replayed, Stamp, Volume};
+use router_core::volume::{Change, HeadState, Replayed, Stamp, Volume};
 use runtime::random::jitter;
 use wire::WireError;
 use wire::facts::{AttachmentMode, VdiskRecord};
@@ -27,14 +28,18 @@ use wire::proxy::{
 use wire::router::UnmapKind;
 
 use crate::backend::BackendError;
+use crate::dtl::peers::ReadError;
 use crate::facts::{FactsError, Read};
 use crate::log_disk::LogDiskError;
 use crate::map_store::{MapError, MapState};
+use crate::protect::opening_of;
 use crate::router::Router;
 use crate::state::{Serving, Slot};
 
 const PATIENCE: Duration = Duration::from_secs(15);
 const PAUSE: Duration = Duration::from_secs(1);
+/// Between two looks for what is missing.
+const MISSING_PAUSE: Duration = Duration::from_secs(5);
 /// Objects in one page of a listing.
 const LIST_LIMIT: u32 = 256;
 /// Default SCO size, if the vPool doesn't say.
@@ -56,6 +61,18 @@ pub enum OpenError {
     Chain { object: ObjectId, problem: String },
     #[error("{0}")]
     Gap(#[from] Gap),
+    #[error("{0}")]
+    Missing(#[from] takeover::Gap),
+    #[error(transparent)]
+    Dtl(#[from] ReadError),
+    #[error("a record of the DTL is no change of a vDisk")]
+    StrangeRecord,
+    #[error("the write log has no room for what the DTL holds")]
+    LogFull,
+    #[error("the router has no session in arakoon")]
+    NoLease,
+    #[error("a later claim sealed its DTL")]
+    LaterClaim,
     #[error("the vDisk belongs to another router")]
     NotOwner,
     #[error("the vDisk is being deleted")]
@@ -68,6 +85,8 @@ pub enum OpenError {
 
 enum Verdict {
     Again(String),
+    /// A gap that a DTL target may fill when it comes back (L7).
+    Missing(String),
     End(Slot),
 }
 
@@ -78,6 +97,7 @@ impl Router {
             let verdict = match self.open(vdisk).await {
                 Ok(epoch) => {
                     tokio::spawn(Arc::clone(&self).commit_loop(vdisk, epoch));
+                    tokio::spawn(Arc::clone(&self).dtl_loop(vdisk, epoch));
                     self.wake_append();
                     return;
                 }
@@ -92,6 +112,16 @@ impl Router {
                 Verdict::End(slot) => {
                     self.leave(vdisk, slot);
                     return;
+                }
+                Verdict::Missing(reason) => {
+                    self.leave(vdisk, Slot::Gap(reason));
+                    tokio::select! {
+                        () = self.stop.wait() => return,
+                        () = tokio::time::sleep(jitter(MISSING_PAUSE)) => {}
+                    }
+                    if !matches!(self.state().volumes.get(&vdisk), Some(Slot::Gap(_))) {
+                        return;
+                    }
                 }
                 Verdict::Again(reason) => {
                     tracing::warn!(%vdisk, reason, "can't open the vDisk yet");
@@ -115,6 +145,7 @@ impl Router {
         if self.state().following.contains(&vdisk) {
             return Err(OpenError::Following);
         }
+        let dtl = self.facts.dtl(vdisk).await?;
         let promised = LogId(read.value.log_id);
         let own = self.disk.id;
         if promised != LogId::ZERO && promised != own {
@@ -122,7 +153,13 @@ impl Router {
             let head = self.head(vdisk).await.map_or(Lsn::ZERO, |head| head.0);
             return Err(Gap::LogGone { promised: promised.0, own: own.0, head }.into());
         }
-        let claimed = self.claim(&read).await?;
+        let (claimed, claim) = match &dtl {
+            None => (self.claim(&read).await?, None),
+            Some(dtl) => {
+                let (claimed, claim) = self.claim_protected(&read, dtl).await?;
+                (claimed, Some(claim))
+            }
+        };
         let epoch = claimed.value.epoch;
         let raise = RaiseEpoch { namespace: vdisk.into(), epoch };
         self.backend.call::<_, ()>(method::RAISE_EPOCH, &raise, Bytes::new(), PATIENCE).await?;
@@ -130,27 +167,43 @@ impl Router {
         let objects = self.open_map(vdisk, head).await?;
         let head_state = self.head_state(head, head_lsn, head_meta.as_ref()).await?;
         let unit_clusters = self.unit_clusters(&claimed.value).await?;
-        let mut core = Volume::open(Opening {
-            vdisk,
-            epoch,
-            size_bytes: claimed.value.size_bytes,
-            unit_clusters,
-            head: head_state.clone(),
-        });
-        self.replay(&mut core, &head_state, promised).await?;
         let (attachments, _) = self.facts.attachments(vdisk).await?;
-        let live: BTreeSet<_> = attachments.live.iter().map(|live| live.generation).collect();
-        core.applied_mut().retain(|generation| live.contains(&generation));
+        let opening = opening_of(&claimed.value, unit_clusters, head_state.clone());
+        // From here on nothing but recovery may fail: it takes the vDisk's part of the log's scan.
+        let (core, protection) = match claim {
+            None => {
+                let mut core = Volume::open(opening);
+                let kept = self.load(&mut core, &head_state, promised).await?;
+                self.take_part(vdisk, &kept);
+                (core, None)
+            }
+            Some(claim) => {
+                let (core, protection) = self.recover_protected(opening, claim).await?;
+                (core, Some(protection))
+            }
+        };
         let mut serving = Serving::new(core, claimed.value, attachments, objects);
+        serving.protection = protection;
+        self.begin(serving)?;
+        Ok(epoch)
+    }
+
+    /// Serves from now on, once the edges have replayed.
+    fn begin(&self, mut serving: Serving) -> Result<(), OpenError> {
+        let live: BTreeSet<_> = serving.attachments.live.iter().map(|l| l.generation).collect();
+        serving.core.applied_mut().retain(|generation| live.contains(&generation));
         let writers =
             serving.attachments.live.iter().filter(|live| live.mode != AttachmentMode::ReadOnly);
         serving.awaiting = writers.map(|live| live.generation).collect();
+        let (vdisk, epoch) = (serving.core.vdisk(), serving.core.epoch());
         let (last, committed) = (serving.core.last_lsn(), serving.core.committed_lsn());
-        tracing::info!(%vdisk, name = serving.record.name, %epoch, %committed, %last, "serving");
         let mut state = self.state();
-        state.add_pending(serving.core.pending_bytes());
-        state.volumes.insert(vdisk, Slot::Serving(Box::new(serving)));
-        Ok(epoch)
+        if matches!(state.volumes.get(&vdisk), Some(Slot::Deleting)) {
+            return Err(OpenError::Deleting);
+        }
+        tracing::info!(%vdisk, name = serving.record.name, %epoch, %committed, %last, "serving");
+        state.begin_serving(serving);
+        Ok(())
     }
 
     async fn claim(&self, read: &Read<VdiskRecord>) -> Result<Read<VdiskRecord>, FactsError> {
@@ -173,7 +226,7 @@ impl Router {
     }
 
     /// (last LSN, object, meta) of the namespace's head.
-    async fn head(
+    pub(crate) async fn head(
         &self,
         vdisk: VdiskId,
     ) -> Result<(Lsn, Option<ObjectId>, Option<Meta>), OpenError> {
@@ -279,13 +332,13 @@ impl Router {
         Ok(())
     }
 
-    /// Takes what the log has of a vDisk beyond the head.
-    async fn replay(
+    /// Replays what the log has of a vDisk beyond the head; says at which positions it lies. The scan keeps it.
+    pub(crate) async fn load(
         &self,
         core: &mut Volume,
         head: &HeadState,
         promised: LogId,
-    ) -> Result<(), OpenError> {
+    ) -> Result<BTreeMap<u64, ()>, OpenError> {
         let vdisk = core.vdisk();
         let (plan, found) = {
             let state = self.state();
@@ -335,7 +388,12 @@ impl Router {
             core.replay(Replayed { lsn, epoch, change, stamp, placement });
         }
         tracing::debug!(%vdisk, replayed = plan.records.len(), "log replayed");
-        // The rest of this vDisk's records is in the backend, or never counted: its space is free.
+        Ok(kept)
+    }
+
+    /// The vDisk has taken `kept` of the scan. The rest of its records is in the backend, or never counted: its space is
+    /// free.
+    pub(crate) fn take_part(&self, vdisk: VdiskId, kept: &BTreeMap<u64, ()>) {
         let mut state = self.state();
         for found in state.unclaimed.remove(&vdisk).unwrap_or_default() {
             if !kept.contains_key(&found.record.position) {
@@ -346,7 +404,6 @@ impl Router {
             // Everybody took their part: the scan isn't needed any more, only its damages are.
             state.scan.records = Vec::new();
         }
-        Ok(())
     }
 }
 
@@ -360,7 +417,13 @@ fn is_of_the_map(error: &OpenError, stored: &MapState) -> bool {
         | OpenError::Log(_)
         | OpenError::Tlog { .. }
         | OpenError::Gap(_)
+        | OpenError::Missing(_)
         | OpenError::NotOwner
+        | OpenError::Dtl(_)
+        | OpenError::StrangeRecord
+        | OpenError::LogFull
+        | OpenError::NoLease
+        | OpenError::LaterClaim
         | OpenError::Deleting
         | OpenError::Following
         | OpenError::Task(_) => false,
@@ -370,6 +433,7 @@ fn is_of_the_map(error: &OpenError, stored: &MapState) -> bool {
 fn judge(error: &OpenError) -> Verdict {
     match error {
         OpenError::Gap(gap) => Verdict::End(Slot::Gap(gap.to_string())),
+        OpenError::Missing(gap) => Verdict::Missing(gap.to_string()),
         OpenError::NotOwner => Verdict::End(Slot::Elsewhere(error.to_string())),
         OpenError::Backend(BackendError::Refused(WireError { code, .. }))
             if *code == proxy_code::FENCED =>
@@ -388,6 +452,11 @@ fn judge(error: &OpenError) -> Verdict {
         | OpenError::Log(_)
         | OpenError::Tlog { .. }
         | OpenError::Chain { .. }
+        | OpenError::Dtl(_)
+        | OpenError::StrangeRecord
+        | OpenError::LogFull
+        | OpenError::NoLease
+        | OpenError::LaterClaim
         | OpenError::Deleting
         | OpenError::Following
         | OpenError::Task(_) => Verdict::Again(error.to_string()),

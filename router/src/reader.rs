@@ -264,16 +264,23 @@ impl Router {
     pub fn read(self: &Arc<Self>, vdisk: VdiskId, range: ByteRange, responder: Responder) {
         let clusters: Vec<Cluster> = range.clusters_touched().iter().collect();
         let ahead = self.note_read(vdisk, range);
-        if let Some(contents) = self.peek_all(vdisk, &clusters) {
-            answer(range, &clusters, contents, responder);
-        } else {
-            let router = Arc::clone(self);
-            tokio::spawn(async move {
-                match router.read_clusters(vdisk, &clusters).await {
-                    Ok(contents) => answer(range, &clusters, contents, responder),
-                    Err(error) => responder.fail(unreadable(&error)),
-                }
-            });
+        match self.peek_all(vdisk, &clusters) {
+            Some(contents) if self.may_answer(vdisk) => {
+                answer(range, &clusters, contents, responder);
+            }
+            Some(_) | None => {
+                let router = Arc::clone(self);
+                tokio::spawn(async move {
+                    let contents = match router.read_clusters(vdisk, &clusters).await {
+                        Ok(contents) => contents,
+                        Err(error) => return responder.fail(unreadable(&error)),
+                    };
+                    match router.wait_to_answer(vdisk).await {
+                        Ok(()) => answer(range, &clusters, contents, responder),
+                        Err(error) => responder.fail(error),
+                    }
+                });
+            }
         }
         if let Some(ahead) = ahead {
             let router = Arc::clone(self);
@@ -282,6 +289,26 @@ impl Router {
                 // Only warms the cache; a reader that needs it meets the error itself.
                 let _ = router.read_clusters(vdisk, &clusters).await;
             });
+        }
+    }
+
+    /// P16: whether data that were gathered before now may be answered.
+    fn may_answer(&self, vdisk: VdiskId) -> bool {
+        match self.state().serving(vdisk) {
+            Ok(serving) => serving.protection.as_ref().is_none_or(|p| p.read_guard().holds()),
+            Err(_) => false,
+        }
+    }
+
+    /// P16: waits until data that were gathered before now may be answered.
+    ///
+    /// # Errors
+    /// When the right to read doesn't come in time, or the vDisk isn't served here any more.
+    pub async fn wait_to_answer(&self, vdisk: VdiskId) -> Result<(), WireError> {
+        let guard = self.state().serving(vdisk)?.protection.as_ref().map(|p| p.read_guard());
+        match guard {
+            Some(guard) => guard.wait().await,
+            None => Ok(()),
         }
     }
 

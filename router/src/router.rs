@@ -18,8 +18,12 @@ use wire::router::{RouterAddress, code};
 
 use crate::backend::Backend;
 use crate::config::Config;
+use crate::dtl::peers::Peers;
+use crate::dtl::server::TargetServer;
+use crate::dtl::ties::Ties;
 use crate::facts::Facts;
 use crate::frames::{Frames, ReadError};
+use crate::lease::Lease;
 use crate::log_disk::LogDisk;
 use crate::map_store::MapStore;
 use crate::reader::Content;
@@ -39,6 +43,11 @@ pub struct Router {
     pub frames: Frames,
     pub maps: MapStore,
     pub disk: Arc<LogDisk>,
+    pub lease: Lease,
+    /// Logs of other routers' vDisks.
+    pub dtl: TargetServer,
+    pub ties: Arc<Ties>,
+    pub peers: Arc<Peers>,
     /// The other routers, as last read from arakoon.
     pub others: Mutex<(u64, Vec<RouterAddress>)>,
     state: Mutex<State>,
@@ -60,12 +69,16 @@ pub struct Parts {
     pub maps: MapStore,
     pub disk: Arc<LogDisk>,
     pub state: State,
+    pub dtl: TargetServer,
+    pub ties: Arc<Ties>,
 }
 
 impl Router {
     #[must_use]
     pub fn new(parts: Parts) -> Arc<Self> {
-        let Parts { config, id, identity, addresses, facts, backend, maps, disk, state } = parts;
+        let Parts { config, id, identity, addresses, facts, backend, maps, disk, state, dtl, ties } =
+            parts;
+        let peers = Peers::new(Arc::clone(&identity), Arc::clone(&ties) as _);
         let frames = Frames::new(config.read_cache, backend.clone());
         Arc::new(Self {
             config,
@@ -77,6 +90,10 @@ impl Router {
             frames,
             maps,
             disk,
+            lease: Lease::default(),
+            dtl,
+            ties,
+            peers,
             others: Mutex::default(),
             state: Mutex::new(state),
             append: Notify::new(),

@@ -222,6 +222,14 @@ impl Server {
         let deadline =
             request.deadline.map(|at| at.saturating_duration_since(tokio::time::Instant::now()));
         match request.method {
+            dtl if wire::dtl::method::is_dtl(dtl) => {
+                if request.peer.role == Role::Edge {
+                    let message = "the DTL is between routers";
+                    let code = wire::error::code::FORBIDDEN;
+                    return Err((responder, WireError::refuse(code, message)));
+                }
+                router.dtl.call(request, responder);
+            }
             method::REPLAY_COMPLETE => {
                 let done: ReplayComplete = checked!(responder, request.decode());
                 let mut state = router.state();
@@ -247,7 +255,11 @@ impl Server {
                     );
                 }
                 let max = ask.extents_max.clamp(1, EXTENTS_MAX) as usize;
-                spawn(responder, async move { router.block_status(ask.vdisk, range, max).await });
+                spawn(responder, async move {
+                    let found = router.block_status(ask.vdisk, range, max).await;
+                    router.wait_to_answer(ask.vdisk).await?;
+                    found
+                });
             }
             method::ATTACH => {
                 let attach: Attach = checked!(responder, request.decode());

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arakoon_client::ArakoonClient;
+use arakoon_client::{ArakoonClient, Transaction};
 use model::{LogId, RouterId, VdiskId};
 use router_core::log::pool::{Batch, OpenLog};
 use router_core::log::scan::NoList;
@@ -23,7 +23,9 @@ use wire::{Role, WireError};
 
 use crate::backend::Backend;
 use crate::config::Config;
-use crate::facts::Facts;
+use crate::dtl::server::{TargetOptions, TargetServer};
+use crate::dtl::ties::Ties;
+use crate::facts::{Change, Facts, Read};
 use crate::handoff::PAUSE;
 use crate::log_disk::{LogDisk, LogDiskError};
 use crate::map_store::{MapError, MapStore};
@@ -50,6 +52,8 @@ pub enum RunError {
     LogLists(#[from] NoList),
     #[error(transparent)]
     Map(#[from] MapError),
+    #[error("can't use the DTL's directory {path}: {cause}")]
+    Dtl { path: PathBuf, cause: std::io::Error },
     #[error("can't use {path}: {cause}")]
     Identity { path: PathBuf, cause: std::io::Error },
     #[error("{path} doesn't hold a router id but `{found}`")]
@@ -94,6 +98,9 @@ pub async fn run_ready(
     let maps = tokio::task::spawn_blocking(move || MapStore::open(&map_dir, map_cache)).await??;
     let backend = Backend::new(&config.proxies, &identity);
     let facts = Facts::new(&ArakoonClient::new(&config.arakoon, &identity));
+    let ties =
+        Arc::new(Ties::new(id, &addresses, config.domain.to_string(), disk.id, facts.clone()));
+    let dtl = open_dtl(&config, &identity, &ties).await?;
     let router = Router::new(Parts {
         config,
         id,
@@ -104,7 +111,10 @@ pub async fn run_ready(
         maps,
         disk,
         state,
+        dtl,
+        ties,
     });
+    tokio::spawn(Arc::clone(&router).lease_loop());
     tokio::spawn(Arc::clone(&router).append_loop());
     tokio::spawn(Arc::clone(&router).relief_loop());
     tokio::spawn(Arc::clone(&router).routers_loop());
@@ -126,6 +136,20 @@ pub async fn run_ready(
         Some(reason) => Err(RunError::Failed(reason)),
         None => Ok(()),
     }
+}
+
+/// Reads what this router keeps of other routers' logs.
+async fn open_dtl(
+    config: &Config,
+    identity: &Identity,
+    ties: &Arc<Ties>,
+) -> Result<TargetServer, RunError> {
+    let dir = config.data_dir.join("dtl");
+    let (incarnation, ties) = (identity.incarnation, Arc::clone(ties));
+    let options = TargetOptions::in_dir(dir.clone());
+    let opened =
+        tokio::task::spawn_blocking(move || TargetServer::open(options, incarnation, ties)).await?;
+    opened.map_err(|cause| RunError::Dtl { path: dir, cause })
 }
 
 /// Drawn once, kept in the data directory.
@@ -206,21 +230,15 @@ async fn open_log(config: &Config) -> Result<(Arc<LogDisk>, State), RunError> {
 }
 
 impl Router {
-    /// Registers, then opens every vDisk that this router owns; again now and then, for those made meanwhile.
+    /// Once registered, opens every vDisk that this router owns; again now and then, for those made meanwhile.
     async fn adopt_loop(self: Arc<Self>) {
         let mut pause = Duration::from_millis(300);
-        let mut registered = false;
         let mut released = false;
         while !self.stop.is_triggered() {
-            if !registered {
-                match self.register().await {
-                    Ok(()) => registered = true,
-                    Err(error) => tracing::warn!(%error, "can't register with arakoon yet"),
-                }
-            }
-            if registered {
+            if released || self.lease.current().is_some() {
                 match self.facts.vdisks().await {
                     Ok(records) => {
+                        self.withdraw(&records);
                         let owned =
                             records.iter().map(|read| &read.value).filter(|r| r.owner == self.id);
                         let owned: Vec<VdiskRecord> = owned.cloned().collect();
@@ -253,8 +271,24 @@ impl Router {
             .copied()
             .collect();
         for vdisk in strangers {
-            for found in state.unclaimed.remove(&vdisk).unwrap_or_default() {
-                state.log.release(found.record.lap, found.record.len() as u64);
+            state.release_unclaimed(vdisk);
+        }
+    }
+
+    /// Lets go of vDisks with a DTL that others have claimed: nothing else may ever tell an owner that slept.
+    fn withdraw(&self, records: &[Read<VdiskRecord>]) {
+        for VdiskRecord { vdisk, owner, epoch, .. } in records.iter().map(|read| &read.value) {
+            let lost = match self.state().serving(*vdisk) {
+                Ok(serving) => {
+                    *owner != self.id
+                        && serving.protection.is_some()
+                        && serving.core.epoch() < *epoch
+                }
+                Err(_) => false,
+            };
+            if lost {
+                let reason = format!("router {owner} claimed it at epoch {epoch}");
+                self.leave(*vdisk, Slot::Fenced(reason));
             }
         }
     }
@@ -293,16 +327,18 @@ impl Router {
             }
         }
         let offline = self.record(RouterState::Offline);
-        let _ = tokio::time::timeout(REGISTER_LIMIT, self.facts.register(&offline)).await;
+        let session = self.lease.current().map(|session| session.incarnation());
+        let last = self.facts.sign_off(&offline, session);
+        let _ = tokio::time::timeout(REGISTER_LIMIT, last).await;
     }
 
     async fn drain_one(&self, vdisk: VdiskId) {
-        let epoch = loop {
+        let (epoch, head) = loop {
             {
                 let mut state = self.state();
                 let Ok(serving) = state.serving(vdisk) else { return };
                 if serving.is_idle() && serving.core.is_drained() {
-                    break serving.core.epoch();
+                    break (serving.core.epoch(), serving.core.committed_lsn());
                 }
                 // Changes that were accepted before the stop may still be on their way in.
                 serving.core.seal();
@@ -318,11 +354,14 @@ impl Router {
         let Ok(Some(read)) = self.facts.vdisk(vdisk).await else { return };
         if read.value.epoch == epoch {
             let drained = VdiskRecord { log_id: 0, ..read.value.clone() };
+            let Ok(dtl) = self.facts.dtl(vdisk).await else { return };
+            let dtl = dtl.as_ref().map(|dtl| (dtl, dtl.value.drained(epoch, head)));
+            let change = Change { vdisk: (&read, drained), dtl };
             // From then on another router may take it: not even reads are answered here any more (L3).
             let error = WireError::retry(wire::error::code::STOPPING, "the router is stopping");
             let slot = Slot::Elsewhere("the router is stopping".to_owned());
             self.state().stop_serving(vdisk, slot, &error, Records::Release);
-            if let Err(error) = self.facts.change_vdisk(&read, &drained).await {
+            if let Err(error) = self.facts.change(change, Transaction::new()).await {
                 tracing::warn!(%vdisk, %error, "the clean stop couldn't be recorded");
             }
         }

@@ -9,6 +9,7 @@
 //! Invariant: changes of one vDisk are applied in the order in which their requests overlap; an answer leaves only after
 //! its records are in the page cache, and a durable one only after the log is synced through them.
 
+pub mod protection;
 mod requests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -30,6 +31,8 @@ use tokio::sync::{Notify, watch};
 use wire::facts::{AttachmentsRecord, VdiskRecord};
 use wire::router::{Applied, AttachMode, Flushed, UnmapKind, code};
 use wire::{ErrorClass, WireError};
+
+use protection::{Need, Protection, Waiter};
 
 /// What a request changes.
 #[derive(Debug)]
@@ -91,6 +94,8 @@ struct Ack {
     lsn: Lsn,
     end: u64,
     durable: bool,
+    /// The vDisk, when a DTL has a say in it.
+    protected: Option<VdiskId>,
 }
 
 /// Waits for the log to be synced.
@@ -160,6 +165,8 @@ pub struct Serving {
     /// Where the last read of this vDisk ended, and how many in a row were sequential.
     pub read_end: u64,
     pub read_streak: u32,
+    /// The second copy of its log, if it has one.
+    pub protection: Option<Protection>,
 }
 
 impl Serving {
@@ -192,7 +199,13 @@ impl Serving {
             objects,
             read_end: 0,
             read_streak: 0,
+            protection: None,
         }
+    }
+
+    /// Whose DTL is asked before an answer leaves.
+    fn protected(&self) -> Option<VdiskId> {
+        self.protection.as_ref().map(|_| self.core.vdisk())
     }
 
     /// The session of a request, or why it is refused.
@@ -221,6 +234,9 @@ impl Serving {
             job.fail(error);
         }
         self.locks = RangeLock::default();
+        if let Some(protection) = &mut self.protection {
+            protection.fail(error);
+        }
     }
 
     /// Drops what a fenced attachment has queued (P4).
@@ -326,6 +342,12 @@ pub struct State {
     pub draining: bool,
     /// vDisks of others whose page maps are brought up to date here before they change hands.
     pub following: BTreeSet<VdiskId>,
+    /// vDisks served with a DTL.
+    pub protected: BTreeSet<VdiskId>,
+    /// Served in this life of the process: what the scan found of them says nothing any more.
+    pub served: BTreeSet<VdiskId>,
+    /// A vDisk with a DTL wants the log synced through this position.
+    sync_wanted: u64,
 }
 
 impl State {
@@ -355,6 +377,9 @@ impl State {
             stopping: false,
             draining: false,
             following: BTreeSet::new(),
+            protected: BTreeSet::new(),
+            served: BTreeSet::new(),
+            sync_wanted: 0,
         }
     }
 
@@ -420,6 +445,10 @@ impl State {
         let synced = self.log.synced();
         let Some(Slot::Serving(serving)) = self.volumes.get_mut(&vdisk) else { return };
         let (epoch, lsn, end) = (serving.core.epoch(), serving.core.last_lsn(), serving.last_end);
+        if let Some(protected) = serving.protected() {
+            let waiter = Waiter { responder, epoch, lsn, need: Need::Flushed };
+            return self.wait_protected(protected, waiter, end);
+        }
         let waiter = SyncWaiter { responder, epoch, lsn, end, is_flush: true };
         if end <= synced {
             waiter.answer();
@@ -440,11 +469,19 @@ impl State {
             self.batch = batch;
         }
         let synced = self.log.synced();
-        for ack in self.acks.drain(..) {
-            let Ack { responder, epoch, lsn, end, durable } = ack;
+        let mut acks = std::mem::take(&mut self.acks);
+        for ack in acks.drain(..) {
+            let Ack { responder, epoch, lsn, end, durable, protected } = ack;
+            if let Some(vdisk) = protected {
+                let need = if durable { Need::WrittenDurably } else { Need::Written };
+                self.wait_protected(vdisk, Waiter { responder, epoch, lsn, need }, end);
+                continue;
+            }
             let waiter = SyncWaiter { responder, epoch, lsn, end, is_flush: false };
             if durable && synced < end { self.syncs.push(waiter) } else { waiter.answer() }
         }
+        // Its room is kept for the next ones.
+        self.acks = acks;
     }
 
     /// The log is synced further: answers whom that covers.
@@ -456,11 +493,12 @@ impl State {
         for waiter in done {
             waiter.answer();
         }
+        self.synced_protected();
     }
 
     #[must_use]
     pub fn wants_sync(&self) -> bool {
-        !self.syncs.is_empty() || self.log.wants_sync()
+        !self.syncs.is_empty() || self.log.synced() < self.sync_wanted || self.log.wants_sync()
     }
 
     #[must_use]
@@ -476,7 +514,12 @@ impl State {
             self.log.release(lap, bytes);
         }
         self.pending_bytes -= before - serving.core.pending_bytes();
-        serving.committed.send_replace(serving.core.committed_lsn());
+        let committed = serving.core.committed_lsn();
+        serving.committed.send_replace(committed);
+        if let Some(protection) = &serving.protection {
+            protection.owner.backend_has(committed);
+            serving.tend();
+        }
     }
 
     /// Takes a vDisk out of service.
@@ -489,6 +532,10 @@ impl State {
     ) {
         if let Some(Slot::Serving(mut serving)) = self.volumes.insert(vdisk, slot) {
             serving.fail_waiting(error);
+            self.protected.remove(&vdisk);
+            if let Some(protection) = &serving.protection {
+                protection.owner.stop();
+            }
             self.pending_bytes -= serving.core.pending_bytes();
             if records == Records::Release {
                 for (lap, bytes) in serving.core.placements() {
@@ -496,6 +543,24 @@ impl State {
                 }
             }
             serving.committer.notify_one();
+        }
+    }
+
+    /// A vDisk is served from now on.
+    pub fn begin_serving(&mut self, serving: Serving) {
+        let vdisk = serving.core.vdisk();
+        self.add_pending(serving.core.pending_bytes());
+        self.served.insert(vdisk);
+        if serving.protection.is_some() {
+            self.protected.insert(vdisk);
+        }
+        self.volumes.insert(vdisk, Slot::Serving(Box::new(serving)));
+    }
+
+    /// What the log has of a vDisk that isn't this router's pins nothing.
+    pub fn release_unclaimed(&mut self, vdisk: VdiskId) {
+        for found in self.unclaimed.remove(&vdisk).unwrap_or_default() {
+            self.log.release(found.record.lap, found.record.len() as u64);
         }
     }
 

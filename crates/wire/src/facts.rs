@@ -2,10 +2,11 @@
 //!
 //! Keys are text, `/`-separated, so that an operator can read them. Records begin with a version byte.
 
+use crate::dtl::{DtlFacts, DtlMode, DtlState};
 use crate::{Decode, DecodeError, Encode, Reader, message, tag};
 use bytes::Bytes;
 use model::{
-    AttachmentGeneration, EdgeId, Epoch, Incarnation, NamespaceId, ObjectId, OsdId, RouterId,
+    AttachmentGeneration, EdgeId, Epoch, Incarnation, Lsn, NamespaceId, ObjectId, OsdId, RouterId,
     VdiskId,
 };
 
@@ -114,6 +115,11 @@ message! {
         pub sco_bytes: u64,
     }
 
+    /// `vpool-dtl/<name>`: what vDisks made in it get; absent = no DTL.
+    pub struct VpoolDtl {
+        pub mode: DtlMode,
+    }
+
     /// `router/<id>`
     pub struct RouterRecord {
         pub router: RouterId,
@@ -138,6 +144,18 @@ message! {
         pub deleting: bool,
     }
 
+    /// `vdisk-dtl/<id>`, of vDisks that have a DTL. A claim changes it together with the vDisk's record, so its epoch is
+    /// that record's; the owner changes the facts, asserting the whole old value.
+    pub struct DtlRecord {
+        pub epoch: Epoch,
+        pub mode: DtlMode,
+        /// Of the owner's session, on which its right to read rests while not InSync (P16). 0 = nobody opened it yet.
+        pub session: Incarnation,
+        /// The owner's write log, once that holds everything above the backend's head; 0 = none does.
+        pub log_id: u64,
+        pub facts: DtlFacts,
+    }
+
     pub struct AttachmentRecord {
         pub edge: EdgeId,
         pub edge_name: String,
@@ -157,7 +175,31 @@ impl Record for PresetRecord {}
 impl Record for BackendRecord {}
 impl Record for VpoolRecord {}
 impl Record for RouterRecord {}
+impl Record for VpoolDtl {}
 impl Record for VdiskRecord {}
+impl Record for DtlRecord {}
+
+impl DtlRecord {
+    /// Of a vDisk that was never opened.
+    #[must_use]
+    pub const fn new(mode: DtlMode) -> Self {
+        let facts = DtlFacts::standalone();
+        Self { epoch: Epoch::ZERO, mode, session: Incarnation(0), log_id: 0, facts }
+    }
+
+    /// When everything through `head` is in the backend and the owner has let go: nobody else is needed to go on.
+    #[must_use]
+    pub fn drained(&self, epoch: Epoch, head: Lsn) -> Self {
+        let facts = DtlFacts {
+            state: DtlState::Degraded,
+            generation: self.facts.generation.next(),
+            targets: Vec::new(),
+            floor: head,
+            previous: None,
+        };
+        Self { epoch, session: Incarnation(0), log_id: 0, facts, ..self.clone() }
+    }
+}
 impl Record for AttachmentsRecord {}
 
 /// Keys. A prefix ends with `/`.
@@ -200,6 +242,22 @@ pub mod key {
     #[must_use]
     pub fn vdisk(vdisk: VdiskId) -> Bytes {
         Bytes::from(format!("{VDISKS}{vdisk}"))
+    }
+
+    #[must_use]
+    pub fn vpool_dtl(name: &str) -> Bytes {
+        Bytes::from(format!("vpool-dtl/{name}"))
+    }
+
+    #[must_use]
+    pub fn vdisk_dtl(vdisk: VdiskId) -> Bytes {
+        Bytes::from(format!("vdisk-dtl/{vdisk}"))
+    }
+
+    /// A router's session in arakoon.
+    #[must_use]
+    pub fn router_session(router: RouterId) -> Bytes {
+        Bytes::from(format!("{ROUTERS}{router}"))
     }
 
     /// Name → id, as 16 little-endian bytes.

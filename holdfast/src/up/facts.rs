@@ -4,14 +4,15 @@
 //! asserts what was read, so two writers can't undo each other. [`changes`] decides, [`write()`] acts.
 
 use crate::client::arakoon_failure;
-use crate::cluster::{Cluster, Compression, Encryption};
+use crate::cluster::{Cluster, Compression, Dtl, Encryption};
 use crate::failure::Failure;
 use crate::up::files::BACKEND;
 use arakoon_client::{ArakoonClient, TransactError, Transaction};
 use bytes::Bytes;
 use model::OsdId;
+use wire::dtl::DtlMode;
 use wire::facts::{
-    self, BackendRecord, OsdRecord, OsdState, PresetRecord, Record, VpoolRecord, key,
+    self, BackendRecord, OsdRecord, OsdState, PresetRecord, Record, VpoolDtl, VpoolRecord, key,
 };
 
 pub const PRESET: &str = "default";
@@ -42,7 +43,7 @@ struct Change {
 }
 
 /// Records that must be there and never change: only made when absent.
-fn constants(cluster: &Cluster) -> [(Bytes, Bytes); 3] {
+fn constants(cluster: &Cluster) -> [(Bytes, Bytes); 4] {
     let preset = PresetRecord {
         name: PRESET.to_owned(),
         version: 1,
@@ -61,7 +62,13 @@ fn constants(cluster: &Cluster) -> [(Bytes, Bytes); 3] {
     };
     let vpool =
         VpoolRecord { name: VPOOL.to_owned(), preset: PRESET.to_owned(), sco_bytes: SCO_BYTES };
+    let mode = match cluster.choices.dtl {
+        Dtl::Sync => DtlMode::Sync,
+        Dtl::Async => DtlMode::Async,
+        Dtl::None => DtlMode::NoTarget,
+    };
     [
+        (key::vpool_dtl(VPOOL), VpoolDtl { mode }.to_record()),
         (key::backend(BACKEND), BackendRecord { name: BACKEND.to_owned() }.to_record()),
         (key::preset(PRESET), preset.to_record()),
         (key::vpool(VPOOL), vpool.to_record()),

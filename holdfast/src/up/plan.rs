@@ -3,7 +3,7 @@
 //! An option that is left out never contradicts; one that is given must agree with what the cluster was made with,
 //! because changing it silently would either do nothing or move data. Only the NBD address may change.
 
-use crate::cluster::{Choices, Cluster, Compression, Encryption, Member, Transport};
+use crate::cluster::{Choices, Cluster, Compression, Dtl, Encryption, Member, Transport};
 use crate::role::ProcessRole;
 use model::{ByteSize, PolicyList};
 use runtime::config::Parsed;
@@ -51,6 +51,10 @@ pub struct Wanted {
     /// [default: aes-256-gcm]
     #[arg(long, value_enum)]
     pub encryption: Option<Encryption>,
+
+    /// Copy of each vDisk's write log at another router [default: none]
+    #[arg(long, value_enum)]
+    pub dtl: Option<Dtl>,
 
     /// Where vDisks are served: IP:PORT or unix:/PATH; may change from one `up` to the next [default: 127.0.0.1:10809]
     #[arg(long, value_name = "ADDRESS", value_parser = nbd_address)]
@@ -165,6 +169,7 @@ pub fn new_cluster(
         policy: Parsed(policy),
         compression: wanted.compression.unwrap_or(Compression::Adaptive),
         encryption: wanted.encryption.unwrap_or(Encryption::Aes256Gcm),
+        dtl: wanted.dtl.unwrap_or_default(),
         asd_capacity_bytes: wanted.asd_capacity.map(|size| size.0),
         log_segments: wanted.log_segments,
         log_segment_size_bytes: wanted.log_segment_size.map(|size| size.0),
@@ -239,7 +244,7 @@ fn endpoint(
 #[must_use]
 pub fn contradiction(wanted: &Wanted, cluster: &Cluster) -> Option<String> {
     let count = |role| u16::try_from(cluster.of_role(role).count()).unwrap_or(u16::MAX);
-    let Choices { transport, policy, compression, encryption, .. } = &cluster.choices;
+    let Choices { transport, policy, compression, encryption, dtl, .. } = &cluster.choices;
     let size =
         |bytes: Option<u64>| bytes.map_or_else(own_default, |bytes| spaceless(ByteSize(bytes)));
     let capacity = size(cluster.choices.asd_capacity_bytes);
@@ -253,6 +258,7 @@ pub fn contradiction(wanted: &Wanted, cluster: &Cluster) -> Option<String> {
         differs("--policy", wanted.policy.as_ref().map(ToString::to_string), &policy.0.to_string()),
         differs("--compression", wanted.compression.as_ref().map(value_name), &value_name(compression)),
         differs("--encryption", wanted.encryption.as_ref().map(value_name), &value_name(encryption)),
+        differs("--dtl", wanted.dtl.as_ref().map(value_name), &value_name(dtl)),
         differs("--transport", wanted.transport.as_ref().map(value_name), &value_name(transport)),
         differs("--asd-capacity", wanted.asd_capacity.map(spaceless), &capacity),
         differs("--log-segments", wanted.log_segments.map(|count| count.to_string()), &segments),

@@ -426,6 +426,13 @@ impl Volume {
             .collect()
     }
 
+    /// Every change that isn't in the backend, in LSN order.
+    #[must_use]
+    pub fn pending_entries(&self) -> Vec<Entry> {
+        let pending = self.pending.iter().zip(self.committed.0 + 1..);
+        pending.map(|(p, lsn)| self.entry_for(&p.change, p.stamp, p.epoch, Lsn(lsn))).collect()
+    }
+
     /// Records of this vDisk in segment `lap`, to be copied forward: (LSN, record).
     #[must_use]
     pub fn records_in(&self, lap: Lap) -> Vec<(Lsn, Entry)> {

@@ -23,7 +23,7 @@ use runtime::shutdown::Shutdown;
 use tokio::sync::watch;
 use wire::ErrorClass;
 use wire::dtl::{
-    Append, Appended, Create, DtlFacts, LogName, Open, Opened, Sync, Synced, Trim, code,
+    Append, Appended, Create, DtlFacts, DtlState, LogName, Open, Opened, Sync, Synced, Trim, code,
     detail_number, method,
 };
 
@@ -145,6 +145,11 @@ impl DtlOwner {
     #[must_use]
     pub fn watch(&self) -> watch::Receiver<View> {
         self.shared.view.subscribe()
+    }
+
+    #[must_use]
+    pub fn state(&self) -> DtlState {
+        self.shared.inner().core.facts().state
     }
 
     #[must_use]

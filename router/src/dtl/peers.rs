@@ -17,8 +17,8 @@ use runtime::peer::Identity;
 use runtime::rpc::{Call, CallError, Client, ClientOptions, Connection};
 use tokio::sync::oneshot;
 use wire::dtl::{
-    DtlFacts, LEASE_MS, LogName, RENEW_MAX, ReadRecords, Records, Renew, Renewed, Seal, Sealed,
-    Trim, method,
+    DtlFacts, LEASE_MS, LogList, LogName, LogStatus, RENEW_MAX, ReadRecords, Records, Renew,
+    Renewed, Seal, Sealed, Trim, method,
 };
 use wire::{Role, WireError};
 
@@ -201,6 +201,15 @@ impl Peers {
         epoch: Epoch,
     ) -> Result<Sealed, CallError> {
         self.ask(router, method::SEAL, &Seal { vdisk, epoch }, SEAL_PATIENCE).await
+    }
+
+    /// All logs that a router holds.
+    ///
+    /// # Errors
+    /// When it can't be reached.
+    pub async fn logs(&self, router: RouterId) -> Result<Vec<LogStatus>, CallError> {
+        let LogList { logs } = self.ask(router, method::LOGS, &(), CALL_PATIENCE).await?;
+        Ok(logs)
     }
 
     /// The records that a plan names, checked.

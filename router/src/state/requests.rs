@@ -31,7 +31,8 @@ impl State {
             let (epoch, lsn, end) =
                 (serving.core.epoch(), serving.core.last_lsn(), serving.last_end);
             let Job { responder, durable, .. } = job;
-            self.acks.push(Ack { responder, epoch, lsn, end, durable });
+            let protected = serving.protected();
+            self.acks.push(Ack { responder, epoch, lsn, end, durable, protected });
             return;
         }
         let busy = !serving.is_idle();
@@ -208,9 +209,13 @@ impl State {
             let last = changes.is_empty();
             let stamp = Stamp { generation: job.generation, seq: job.seq, last };
             let entry = serving.core.entry(&change, stamp);
+            let copy = serving.protection.is_some().then(|| entry.clone());
             match self.log.place(entry, &mut self.batch) {
                 Ok(placement) => {
                     serving.last_end = placement.end;
+                    if let (Some(protection), Some(copy)) = (&mut serving.protection, copy) {
+                        protection.placed(&copy, placement.end);
+                    }
                     serving.core.accept(change, stamp, placement);
                 }
                 Err(_) => {
@@ -226,11 +231,12 @@ impl State {
             serving.committer.notify_one();
         }
         let (epoch, lsn, end) = (serving.core.epoch(), serving.core.last_lsn(), serving.last_end);
+        let protected = serving.protected();
         let Job { responder, again, durable, .. } = job;
         for responder in again {
-            self.acks.push(Ack { responder, epoch, lsn, end, durable });
+            self.acks.push(Ack { responder, epoch, lsn, end, durable, protected });
         }
-        self.acks.push(Ack { responder, epoch, lsn, end, durable });
+        self.acks.push(Ack { responder, epoch, lsn, end, durable, protected });
         true
     }
 

@@ -11,6 +11,7 @@
 mod dtl;
 mod durability;
 mod support;
+mod takeover;
 
 use support::{Disk, World};
 use wire::router::{AttachMode, Durability, ExtentKind, UnmapKind, code};

@@ -18,7 +18,8 @@ use runtime::net::Listener;
 use runtime::peer::Identity;
 use runtime::rpc::{Call, CallError, Client, ClientOptions, ServerOptions, Service, serve};
 use runtime::shutdown::Shutdown;
-use wire::facts::{Record, VdiskRecord, VpoolRecord, key};
+use wire::dtl::DtlMode;
+use wire::facts::{Record, VdiskRecord, VpoolDtl, VpoolRecord, key};
 use wire::router::{
     CreateVdisk, Locate, Location, ResizeVdisk, VdiskInfo, VdiskName, VdiskNames, method,
 };
@@ -108,6 +109,17 @@ impl World {
         self.launch("router-2", "log_segments = 4\nlog_segment_size = \"8MiB\"")
     }
 
+    /// vDisks made from now on have a DTL.
+    pub fn with_dtl(self, mode: DtlMode) -> Self {
+        self.arakoon.set(key::vpool_dtl("default"), VpoolDtl { mode }.to_record());
+        self
+    }
+
+    /// The session of the vDisk's owner ends, though the owner doesn't know.
+    pub fn expire_owner(&self, name: &str) {
+        self.arakoon.expire(&key::router_session(self.vdisk(name).owner));
+    }
+
     pub fn start_with(&self, extra: &str) -> Router {
         self.launch("router-1", extra)
     }
@@ -133,6 +145,11 @@ impl World {
     /// Removes a part of the first router's data.
     pub fn remove(&self, what: &str) {
         std::fs::remove_dir_all(self.path("router-1").join(what)).unwrap();
+    }
+
+    /// Removes a part of the second router's data.
+    pub fn remove_other(&self, what: &str) {
+        std::fs::remove_dir_all(self.path("router-2").join(what)).unwrap();
     }
 
     /// What the log of the first router holds, while it doesn't run.
@@ -299,6 +316,11 @@ impl Router {
             assert!(start.elapsed() < WITHIN, "{}", self.try_show(name).unwrap().details_json);
             std::thread::yield_now();
         }
+    }
+
+    /// Every target has what is acknowledged.
+    pub fn until_in_sync(&self, name: &str) {
+        self.until(name, |details| details.contains(r#""dtl_state":"in-sync""#));
     }
 
     /// One number or word of the details.

@@ -192,6 +192,8 @@ fn fuzz_facts(data: &[u8]) {
     record::<f::RouterRecord>(&bytes);
     record::<f::VdiskRecord>(&bytes);
     record::<f::AttachmentsRecord>(&bytes);
+    record::<f::VpoolDtl>(&bytes);
+    record::<f::DtlRecord>(&bytes);
     record::<alba_proxy_core::namespace::HeadMeta>(&bytes);
     if let Some(object) = alba_proxy_core::namespace::head_from_bytes(data) {
         assert_eq!(alba_proxy_core::namespace::head_to_bytes(object), data);

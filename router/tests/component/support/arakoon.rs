@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use model::Revision;
+use model::{Incarnation, Revision};
 use runtime::rpc::{Request, Responder, Service};
 use wire::WireError;
 use wire::arakoon::{
-    Assertion, AssertionFailed, Committed, Direction, Entries, Get, Range, Transaction, Update,
-    Values, code, method,
+    Assertion, AssertionFailed, Committed, Direction, Entries, Get, Range, SessionFact,
+    SessionList, SessionRecord, SessionsAsk, Transaction, Update, Values, code, method,
 };
 
 use super::reply;
@@ -17,6 +17,7 @@ use super::reply;
 #[derive(Default)]
 struct Store {
     map: BTreeMap<Bytes, Bytes>,
+    sessions: BTreeMap<Bytes, Incarnation>,
     revision: u64,
     answered: BTreeMap<(u128, u64), Result<Committed, WireError>>,
 }
@@ -31,6 +32,11 @@ pub struct Server(pub Arc<FakeArakoon>);
 impl FakeArakoon {
     pub fn set(&self, key: Bytes, value: Bytes) {
         self.store.lock().unwrap().map.insert(key, value);
+    }
+
+    /// As when its holder wasn't heard of for the TTL.
+    pub fn expire(&self, session: &Bytes) {
+        self.store.lock().unwrap().sessions.remove(session);
     }
 
     pub fn get(&self, key: &Bytes) -> Option<Bytes> {
@@ -54,8 +60,11 @@ impl Store {
             let (key, holds) = match assertion {
                 Assertion::Value { key, expected } => (key, self.map.get(key) == expected.as_ref()),
                 Assertion::Exists { key } => (key, self.map.contains_key(key)),
-                Assertion::SessionLives { .. } | Assertion::SessionGone { .. } => {
-                    panic!("not used here")
+                Assertion::SessionLives { id, incarnation } => {
+                    (id, self.sessions.get(id) == Some(incarnation))
+                }
+                Assertion::SessionGone { id, incarnation } => {
+                    (id, self.sessions.get(id) != Some(incarnation))
                 }
             };
             if !holds {
@@ -75,10 +84,13 @@ impl Store {
                 Update::DeletePrefix { prefix } => {
                     self.map.retain(|key, _| !key.starts_with(&prefix));
                 }
-                Update::Add { .. }
-                | Update::OpenSession { .. }
-                | Update::RenewSession { .. }
-                | Update::CloseSession { .. } => panic!("not used here"),
+                // Sessions never expire here; who opens one has the lock on its data.
+                Update::OpenSession { id, incarnation, .. } => {
+                    self.sessions.insert(id, incarnation);
+                }
+                Update::RenewSession { .. } => {}
+                Update::CloseSession { id, .. } => drop(self.sessions.remove(&id)),
+                Update::Add { .. } => panic!("not used here"),
             }
         }
         self.revision += 1;
@@ -107,6 +119,23 @@ impl Service for Server {
                 let get: Get = request.decode().unwrap();
                 let values = get.keys.iter().map(|key| store.map.get(key).cloned()).collect();
                 reply(responder, Ok(Values { values, revision: Revision(store.revision) }));
+            }
+            method::SESSIONS => {
+                let ask: SessionsAsk = request.decode().unwrap();
+                let known = store.sessions.iter().filter(|(id, _)| id.starts_with(&ask.prefix));
+                let sessions = known.map(|(id, incarnation)| {
+                    let record = SessionRecord {
+                        incarnation: *incarnation,
+                        ttl_ms: 9000,
+                        renewal: 1,
+                        opened: Revision(1),
+                        age_ms: 0,
+                    };
+                    SessionFact { id: id.clone(), record }
+                });
+                let sessions = sessions.collect();
+                let revision = Revision(store.revision);
+                reply(responder, Ok(SessionList { sessions, revision }));
             }
             method::RANGE => reply(responder, Ok(store.range(&request.decode().unwrap()))),
             _ => responder.fail(request.unknown_method()),

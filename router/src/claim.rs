@@ -1,0 +1,164 @@
+//! A vDisk whose owner is gone is claimed by the router that an edge turns to (P16, P18).
+//!
+//! Evidence that it is gone: its session is over, or the DTL is InSync and its address refuses connections. The second
+//! needs no waiting: sealing a target ends what the old owner may read and promise, wherever it is. In every other state
+//! the claim asserts that the session is over when it is committed.
+//!
+//! Before anything changes it is seen whether the claim could succeed: a router that takes a vDisk and can't recover it
+//! would stand in the way of the one that can. A vDisk without a DTL is never claimed: its owner's log may hold what is
+//! nowhere else (L7).
+//!
+//! Invariant: a claim changes owner, epoch and session of a vDisk and its DTL in one transaction that asserts all that
+//! was read; everything after it is [`Router::open_loop`]'s, and is redone by the next claimant if this one dies.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arakoon_client::Transaction;
+use model::{Incarnation, VdiskId};
+use router_core::dtl::takeover::{Evidence, judge};
+use runtime::endpoint::Endpoint;
+use runtime::net::{NetError, connect};
+use wire::dtl::DtlState;
+use wire::facts::{DtlRecord, RouterRecord, VdiskRecord, key};
+use wire::router::code;
+use wire::{Role, WireError};
+
+use crate::facts::Change;
+use crate::protect::holders;
+use crate::router::Router;
+use crate::state::Slot;
+
+/// How long a probe waits for a connection.
+const PROBE: Duration = Duration::from_secs(1);
+
+impl Router {
+    /// Claims the vDisk of this name if its owner is gone, and begins to open it. `None`: it isn't gone, or the vDisk has
+    /// no DTL, or somebody else was quicker.
+    ///
+    /// # Errors
+    /// `GAP` with what is missing when it couldn't be recovered here; Retry when arakoon or the backend can't say.
+    pub(crate) async fn claim_from_gone(
+        self: &Arc<Self>,
+        name: &str,
+    ) -> Result<Option<VdiskId>, WireError> {
+        let read = self.record_by_name(name).await?;
+        let vdisk = read.value.vdisk;
+        if read.value.owner == self.id || read.value.deleting || !self.could_take(vdisk) {
+            return Ok(None);
+        }
+        let Some(lease) = self.lease.current() else { return Ok(None) };
+        let dtl = self.facts.dtl(vdisk).await.map_err(|error| error.to_wire())?;
+        let owner = self.facts.router(read.value.owner).await.map_err(|error| error.to_wire())?;
+        let (Some(dtl), Some(owner)) = (dtl, owner) else { return Ok(None) };
+        let Some(why) = self.how_gone(&owner.value, &dtl.value).await? else { return Ok(None) };
+        self.could_recover(&read.value, &dtl.value).await?;
+        let epoch = read.value.epoch.next();
+        let taken = VdiskRecord { owner: self.id, epoch, ..read.value.clone() };
+        // No log holds what the backend lacks until recovery has put it there (P10).
+        let mine =
+            DtlRecord { epoch, session: lease.incarnation(), log_id: 0, ..dtl.value.clone() };
+        let mut also = Transaction::new().assert_session_lives(lease.id(), lease.incarnation());
+        if dtl.value.facts.state != DtlState::InSync {
+            let id = key::router_session(owner.value.router);
+            also = also.assert_session_gone(id, dtl.value.session);
+        }
+        let change = Change { vdisk: (&read, taken), dtl: Some((&dtl, mine)) };
+        match self.facts.change(change, also).await {
+            Ok(_) => {}
+            // Somebody was quicker, or the owner is back: the next attach finds who.
+            Err(error) if error.is_conflict() => return Ok(None),
+            Err(error) => return Err(error.to_wire()),
+        }
+        let from = &owner.value.name;
+        tracing::warn!(%vdisk, name, from, why, %epoch, state = ?dtl.value.facts.state, "claimed: its owner is gone");
+        self.ensure_opening(vdisk);
+        Ok(Some(vdisk))
+    }
+
+    /// Whether this router takes a vDisk of another one now.
+    pub(crate) fn could_take(&self, vdisk: VdiskId) -> bool {
+        let state = self.state();
+        let well =
+            !state.stopping && !state.draining && !state.log_failed && state.log_problem.is_none();
+        well && matches!(state.volumes.get(&vdisk), None | Some(Slot::Elsewhere(_)))
+    }
+
+    /// Evidence that the owner is gone, if there is any.
+    async fn how_gone(
+        &self,
+        owner: &RouterRecord,
+        dtl: &DtlRecord,
+    ) -> Result<Option<&'static str>, WireError> {
+        let id = key::router_session(owner.router);
+        let sessions = self.facts.sessions().await.map_err(|error| error.to_wire())?;
+        // A vDisk that its owner hasn't opened yet names no session: any of the owner's counts.
+        let unopened = dtl.session == Incarnation(0);
+        let lives = |session: &arakoon_client::SessionInfo| {
+            session.id == id && (unopened || session.incarnation == dtl.session)
+        };
+        if !sessions.iter().any(lives) {
+            return Ok(Some("its session is over"));
+        }
+        if dtl.facts.state == DtlState::InSync && self.refuses(owner).await {
+            return Ok(Some("it refuses connections"));
+        }
+        Ok(None)
+    }
+
+    /// Every address says at once that nobody listens there. Silence is no evidence: it may be a slow network.
+    async fn refuses(&self, router: &RouterRecord) -> bool {
+        let addresses: Vec<Endpoint> =
+            router.addresses.iter().filter_map(|address| address.parse().ok()).collect();
+        for address in &addresses {
+            let probe = connect(address, Role::Router, &self.identity);
+            match tokio::time::timeout(PROBE, probe).await {
+                Ok(Err(NetError::Connect { cause, .. })) if nobody_listens(&cause) => {}
+                Ok(_) | Err(_) => return false,
+            }
+        }
+        !addresses.is_empty()
+    }
+
+    /// What recovery would find, as far as that can be seen without sealing anything.
+    async fn could_recover(&self, record: &VdiskRecord, dtl: &DtlRecord) -> Result<(), WireError> {
+        let vdisk = record.vdisk;
+        let mut shown = Vec::new();
+        for router in holders(&dtl.facts) {
+            let logs = if router == self.id {
+                self.dtl.logs()
+            } else {
+                match self.peers.logs(router).await {
+                    Ok(logs) => logs,
+                    Err(error) => {
+                        tracing::info!(%vdisk, %router, %error, "a DTL target can't be asked");
+                        continue;
+                    }
+                }
+            };
+            let held = logs.into_iter().filter(|log| log.vdisk == vdisk).map(|log| log.held);
+            shown.push((router, held.collect()));
+        }
+        // After the targets: what they trim meanwhile is below it.
+        let (head, _, _) = self.head(vdisk).await.map_err(|error| {
+            WireError::retry(code::RECOVERING, format!("the backend can't say its head: {error}"))
+        })?;
+        let evidence = Evidence {
+            me: self.id,
+            facts: &dtl.facts,
+            mode: dtl.mode,
+            head,
+            own_last: None,
+            sealed: &shown,
+        };
+        let missing = judge(&evidence).map(drop);
+        missing.map_err(|gap| {
+            let message = format!("vDisk {}: its owner is gone, and {gap}", record.name);
+            WireError::refuse(code::GAP, message)
+        })
+    }
+}
+
+fn nobody_listens(cause: &std::io::Error) -> bool {
+    matches!(cause.kind(), std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::NotFound)
+}

@@ -1,0 +1,169 @@
+//! The DTL's ties to arakoon: an owner's proposals, a target's question whether it is named, who could be a target.
+//!
+//! Invariant: a proposal is answered only when its outcome is known, and the record's epoch was asserted with it.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use model::{Epoch, LogId, Now, RouterId, VdiskId};
+use router_core::dtl::target::Refusal;
+use runtime::clock::boot_now;
+use runtime::endpoint::Endpoint;
+use runtime::random::jitter;
+use wire::dtl::{DtlFacts, LogName};
+use wire::facts::{DtlRecord, RouterRecord, RouterState, key};
+
+use super::BoxFuture;
+use super::peers::{Cluster, Proposed};
+use super::server::{Authority, confirm};
+use crate::facts::Facts;
+
+/// Between two looks at arakoon for the same thing.
+const PAUSE: Duration = Duration::from_millis(300);
+/// How old the list of candidates may be: many vDisks ask at once.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// (router, its domain) of those that may be targets.
+type Candidates = Vec<(RouterId, String)>;
+
+/// See the module's page.
+pub struct Ties {
+    me: RouterId,
+    /// Where this router itself listens now; its record may still tell of its former life.
+    own: Vec<Endpoint>,
+    domain: String,
+    log: LogId,
+    facts: Facts,
+    /// And when that was read.
+    candidates: Mutex<Option<(Now, Candidates)>>,
+    addresses: Mutex<BTreeMap<RouterId, Vec<Endpoint>>>,
+}
+
+impl Ties {
+    #[must_use]
+    pub fn new(me: RouterId, own: &[String], domain: String, log: LogId, facts: Facts) -> Self {
+        let own = own.iter().filter_map(|address| address.parse().ok()).collect();
+        let (candidates, addresses) = (Mutex::default(), Mutex::default());
+        Self { me, own, domain, log, facts, candidates, addresses }
+    }
+
+    /// Routers and their addresses, as just read.
+    pub fn know(&self, routers: &[RouterRecord]) {
+        let mut known = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+        for router in routers {
+            known.insert(router.router, endpoints(router));
+        }
+    }
+
+    async fn propose_until_known(
+        &self,
+        (vdisk, epoch): (VdiskId, Epoch),
+        from: DtlFacts,
+        to: DtlFacts,
+    ) -> Proposed {
+        loop {
+            match self.facts.dtl(vdisk).await {
+                Ok(Some(read)) if read.value.epoch != epoch => return Proposed::Refused,
+                Ok(Some(read)) if read.value.facts == to => return Proposed::Committed,
+                Ok(Some(read)) if read.value.facts != from => return Proposed::Refused,
+                Ok(Some(read)) => {
+                    // Recovery put all of it into the own log before anything is proposed.
+                    let log_id = self.log.0;
+                    let new = DtlRecord { log_id, facts: to.clone(), ..read.value.clone() };
+                    match self.facts.change_dtl(vdisk, &read, &new).await {
+                        Ok(()) => return Proposed::Committed,
+                        Err(error) => {
+                            tracing::debug!(%vdisk, %error, "a DTL change isn't known yet")
+                        }
+                    }
+                }
+                Ok(None) => return Proposed::Refused,
+                Err(error) => tracing::debug!(%vdisk, %error, "a DTL change waits for arakoon"),
+            }
+            tokio::time::sleep(jitter(PAUSE)).await;
+        }
+    }
+
+    async fn online(&self) -> Candidates {
+        let cached = self.candidates.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some((at, routers)) = cached
+            && boot_now().since(at) < FRESH
+        {
+            return routers;
+        }
+        let read = async {
+            let sessions = self.facts.sessions().await?;
+            let routers = self.facts.routers().await?;
+            self.know(&routers);
+            let lives = |r: &RouterRecord| {
+                let id = key::router_session(r.router);
+                r.state == RouterState::Online && sessions.iter().any(|session| session.id == id)
+            };
+            let online = routers.into_iter().filter(|r| r.router != self.me && lives(r));
+            Ok::<_, crate::facts::FactsError>(online.map(|r| (r.router, r.domain)).collect())
+        };
+        let routers: Candidates = read.await.unwrap_or_default();
+        let mut candidates = self.candidates.lock().unwrap_or_else(PoisonError::into_inner);
+        *candidates = Some((boot_now(), routers.clone()));
+        routers
+    }
+}
+
+fn endpoints(router: &RouterRecord) -> Vec<Endpoint> {
+    router.addresses.iter().filter_map(|address| address.parse().ok()).collect()
+}
+
+impl Cluster for Ties {
+    fn propose(
+        &self,
+        log: (VdiskId, Epoch),
+        from: DtlFacts,
+        to: DtlFacts,
+    ) -> BoxFuture<'_, Proposed> {
+        Box::pin(self.propose_until_known(log, from, to))
+    }
+
+    /// Those of another domain first; which of several is chosen differs from vDisk to vDisk.
+    fn candidates(&self, vdisk: VdiskId) -> BoxFuture<'_, Vec<RouterId>> {
+        Box::pin(async move {
+            let mut routers = self.online().await;
+            routers.sort_by_key(|(id, domain)| (*domain == self.domain, id.0 ^ vdisk.0));
+            routers.into_iter().map(|(id, _)| id).collect()
+        })
+    }
+
+    fn addresses(&self, router: RouterId) -> BoxFuture<'_, Vec<Endpoint>> {
+        Box::pin(async move {
+            if router == self.me {
+                return self.own.clone();
+            }
+            let found = {
+                let known = self.addresses.lock().unwrap_or_else(PoisonError::into_inner);
+                known.get(&router).cloned()
+            };
+            match found {
+                Some(found) => found,
+                None => match self.facts.router(router).await {
+                    Ok(Some(read)) => {
+                        self.know(std::slice::from_ref(&read.value));
+                        endpoints(&read.value)
+                    }
+                    Ok(None) | Err(_) => Vec::new(),
+                },
+            }
+        })
+    }
+}
+
+impl Authority for Ties {
+    fn confirm(&self, log: LogName) -> BoxFuture<'_, Result<(), Refusal>> {
+        Box::pin(async move {
+            match self.facts.dtl(log.vdisk).await {
+                Ok(Some(read)) => confirm((read.value.epoch, &read.value.facts), &log, self.me),
+                Ok(None) => Err(Refusal::NotNamed("the vDisk has no DTL".to_owned())),
+                Err(error) => Err(Refusal::UnknownRecord(error.to_string())),
+            }
+        })
+    }
+}

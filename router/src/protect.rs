@@ -1,0 +1,265 @@
+//! vDisks with a DTL: claimed, recovered from own log ∪ DTL ∪ backend, and watched while they are served.
+//!
+//! The order is P18's: claim (epoch + 1) → seal the targets → raise the namespace's epoch → read the head → recover. What
+//! may be believed then is `router_core::dtl::takeover`'s to say; a gap isn't served (L7), and is looked at again, since a
+//! target that couldn't be reached may come back.
+//!
+//! The record of the DTL names this router's log (`log_id`) only from the first proposal on, when recovery has put into
+//! it all that the backend lacks; a claim of another router takes the name out. So a restart never believes records of an
+//! ownership that was over in between (P10).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arakoon_client::{Session, SessionState, Transaction};
+use model::{Epoch, LogId, Lsn, RouterId, VdiskId};
+use router_core::dtl::owner::{Opening as OwnerOpening, Patience};
+use router_core::dtl::takeover::{Evidence, judge};
+use router_core::log::Op;
+use router_core::log::pool::Entry;
+use router_core::volume::{Change, HeadState, Opening, Replayed, Stamp, Volume};
+use tokio::task::JoinSet;
+use wire::WireError;
+use wire::dtl::{DtlFacts, DtlState, Held, code as dtl_code};
+use wire::facts::{DtlRecord, VdiskRecord};
+use wire::router::{UnmapKind, code};
+
+use crate::dtl::owner::DtlOwner;
+use crate::facts::{Change as RecordChange, Read};
+use crate::open::OpenError;
+use crate::router::Router;
+use crate::state::protection::Protection;
+use crate::state::{Records, Slot};
+
+/// Targets kept in sync, if there are so many routers.
+const COPIES: usize = 1;
+/// How often it is seen whether the session under which a vDisk was opened is lost.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// A claim that is committed, and who was sealed.
+pub struct Claim {
+    /// As it was when the claim was committed.
+    dtl: DtlRecord,
+    lease: Arc<Session>,
+    sealed: Vec<(RouterId, Vec<Held>)>,
+}
+
+/// Whoever may hold what was promised.
+pub fn holders(facts: &DtlFacts) -> BTreeSet<RouterId> {
+    let previous = facts.previous.iter().flat_map(|promise| &promise.targets);
+    facts.targets.iter().chain(previous).copied().collect()
+}
+
+impl Router {
+    /// Steps one and two of P18.
+    pub(crate) async fn claim_protected(
+        &self,
+        read: &Read<VdiskRecord>,
+        dtl: &Read<DtlRecord>,
+    ) -> Result<(Read<VdiskRecord>, Claim), OpenError> {
+        let lease = self.lease.current().filter(|lease| lease.lives()).ok_or(OpenError::NoLease)?;
+        let vdisk = read.value.vdisk;
+        let epoch = read.value.epoch.next();
+        let log_id = if self.trusts_own_log(vdisk, &dtl.value) { dtl.value.log_id } else { 0 };
+        let new_dtl =
+            DtlRecord { epoch, session: lease.incarnation(), log_id, ..dtl.value.clone() };
+        let change = RecordChange {
+            vdisk: (read, VdiskRecord { epoch, ..read.value.clone() }),
+            dtl: Some((dtl, new_dtl)),
+        };
+        let lives = Transaction::new().assert_session_lives(lease.id(), lease.incarnation());
+        let claimed = self.facts.change(change, lives).await?;
+        let sealed = self.seal(vdisk, epoch, &dtl.value.facts).await?;
+        Ok((claimed, Claim { dtl: dtl.value.clone(), lease, sealed }))
+    }
+
+    /// The scan at the start is all that this process knows of its log's past.
+    fn trusts_own_log(&self, vdisk: VdiskId, dtl: &DtlRecord) -> bool {
+        dtl.log_id == self.disk.id.0 && !self.state().served.contains(&vdisk)
+    }
+
+    /// Seals every target that can be reached; one that can't is left out (P11).
+    async fn seal(
+        &self,
+        vdisk: VdiskId,
+        epoch: Epoch,
+        facts: &DtlFacts,
+    ) -> Result<Vec<(RouterId, Vec<Held>)>, OpenError> {
+        let mut seals = JoinSet::new();
+        for router in holders(facts) {
+            let peers = Arc::clone(&self.peers);
+            seals.spawn(async move { (router, peers.seal(router, vdisk, epoch).await) });
+        }
+        let mut sealed = Vec::new();
+        while let Some(done) = seals.join_next().await {
+            match done? {
+                (router, Ok(answer)) => sealed.push((router, answer.logs)),
+                (_, Err(error)) if error.code() == Some(dtl_code::FENCED) => {
+                    return Err(OpenError::LaterClaim);
+                }
+                (router, Err(error)) => {
+                    tracing::warn!(%vdisk, %router, %error, "a DTL target isn't sealed");
+                }
+            }
+        }
+        sealed.sort_by_key(|(router, _)| *router);
+        Ok(sealed)
+    }
+
+    /// The last step of P18: everything that was promised, from wherever it is.
+    pub(crate) async fn recover_protected(
+        &self,
+        opening: Opening,
+        claim: Claim,
+    ) -> Result<(Volume, Protection), OpenError> {
+        let Claim { dtl, lease, sealed } = claim;
+        let (vdisk, epoch, head) = (opening.vdisk, opening.epoch, opening.head.last_lsn);
+        let mut core = Volume::open(opening.clone());
+        let (mut kept, mut own_last) = (BTreeMap::new(), None);
+        if self.trusts_own_log(vdisk, &dtl) {
+            match self.load(&mut core, &opening.head, LogId(dtl.log_id)).await {
+                Ok(found) => (kept, own_last) = (found, Some(core.last_lsn())),
+                Err(OpenError::Gap(gap)) => {
+                    tracing::warn!(%vdisk, %gap, "the own log isn't whole; the DTL is asked");
+                    core = Volume::open(opening);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let (facts, mode) = (&dtl.facts, dtl.mode);
+        let evidence = Evidence { me: self.id, facts, mode, head, own_last, sealed: &sealed };
+        let plan = judge(&evidence)?;
+        let entries = match &plan.source {
+            Some(source) => self.peers.read(source, vdisk, epoch).await?,
+            None => Vec::new(),
+        };
+        let replayed = entries.len();
+        let unsynced = self.place_read(&mut core, &entries)?;
+        self.take_part(vdisk, &kept);
+        tracing::info!(%vdisk, %epoch, %head, ?own_last, replayed, last = %plan.last, "recovered with the DTL");
+        let opening = OwnerOpening {
+            vdisk,
+            epoch,
+            me: self.id,
+            mode,
+            copies: COPIES,
+            unprotected: false,
+            strict: false,
+            facts: dtl.facts,
+            next: plan.next,
+            base: head,
+            patience: Patience::default(),
+        };
+        let entries = core.pending_entries();
+        let owner = Arc::new(DtlOwner::start(opening, &entries, Arc::clone(&self.peers)));
+        if let Some(last) = own_last {
+            owner.local_synced(last);
+        }
+        Ok((core, Protection::new(owner, lease, dtl.mode, unsynced)))
+    }
+
+    /// Records of a target get their place in the own log and in the overlay.
+    fn place_read(
+        &self,
+        core: &mut Volume,
+        entries: &[Entry],
+    ) -> Result<Vec<(Lsn, u64)>, OpenError> {
+        let changes: Option<Vec<Change>> = entries.iter().map(change_of).collect();
+        let changes = changes.ok_or(OpenError::StrangeRecord)?;
+        let mut state = self.state();
+        let placed = state.place_recovered(entries);
+        self.wake_append();
+        let placed = match placed {
+            Ok(placed) => placed,
+            Err(placed) => {
+                for placement in placed {
+                    state.log.release(placement.lap, placement.bytes);
+                }
+                return Err(OpenError::LogFull);
+            }
+        };
+        drop(state);
+        let mut unsynced = Vec::with_capacity(entries.len());
+        for ((entry, change), placement) in entries.iter().zip(changes).zip(placed) {
+            let (lsn, epoch) = (entry.lsn, entry.epoch);
+            let stamp = Stamp { generation: entry.generation, seq: entry.seq, last: entry.last };
+            unsynced.push((lsn, placement.end));
+            core.replay(Replayed { lsn, epoch, change, stamp, placement });
+        }
+        Ok(unsynced)
+    }
+
+    /// Answers whom the DTL covers, until the vDisk isn't served under this epoch any more.
+    pub(crate) async fn dtl_loop(self: Arc<Self>, vdisk: VdiskId, epoch: Epoch) {
+        let (owner, lease) = match self.state().serving(vdisk) {
+            Ok(serving) if serving.core.epoch() == epoch => match &serving.protection {
+                Some(protection) => (Arc::clone(&protection.owner), Arc::clone(&protection.lease)),
+                None => return,
+            },
+            Ok(_) | Err(_) => return,
+        };
+        let mut view = owner.watch();
+        loop {
+            let fenced = view.borrow_and_update().fenced;
+            if !self.state().tend(vdisk, epoch) {
+                return;
+            }
+            if fenced {
+                self.leave(vdisk, Slot::Fenced("a later claim sealed its DTL".to_owned()));
+                return;
+            }
+            if lease.state() != SessionState::Open
+                && owner.state() != DtlState::InSync
+                && self.reopen_when_drained(vdisk)
+            {
+                return;
+            }
+            tokio::select! {
+                changed = view.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(LOOK) => {}
+                () = self.stop.wait() => return,
+            }
+        }
+    }
+
+    /// Its session is lost, so another router may have claimed it: what is pending goes to the backend, which knows, and
+    /// then it is claimed anew. Reads wait meanwhile.
+    fn reopen_when_drained(self: &Arc<Self>, vdisk: VdiskId) -> bool {
+        let mut state = self.state();
+        let Ok(serving) = state.serving(vdisk) else { return true };
+        if serving.handing_over || !serving.is_idle() || !serving.core.is_drained() {
+            serving.core.seal();
+            serving.committer.notify_one();
+            return false;
+        }
+        let error =
+            WireError::retry(code::RECOVERING, "the router's session was lost; claiming anew");
+        state.stop_serving(vdisk, Slot::Opening, &error, Records::Release);
+        drop(state);
+        tokio::spawn(Arc::clone(self).open_loop(vdisk));
+        true
+    }
+}
+
+/// `None`: no change that this version makes.
+fn change_of(entry: &Entry) -> Option<Change> {
+    let range = model::ClusterRange::new(entry.cluster, entry.count)?;
+    match entry.op {
+        Op::Write => Some(Change::Write {
+            cluster: entry.cluster,
+            data: entry.payload.clone(),
+            checksums: entry.checksums.clone(),
+        }),
+        Op::Trim => Some(Change::Unmap { range, kind: UnmapKind::Trim }),
+        Op::Zero => Some(Change::Unmap { range, kind: UnmapKind::Zero }),
+        Op::Start | Op::List => None,
+    }
+}
+
+/// What recovery begins with.
+#[must_use]
+pub fn opening_of(record: &VdiskRecord, unit_clusters: u32, head: HeadState) -> Opening {
+    let VdiskRecord { vdisk, epoch, size_bytes, .. } = *record;
+    Opening { vdisk, epoch, size_bytes, unit_clusters, head }
+}

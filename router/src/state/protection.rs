@@ -1,0 +1,239 @@
+//! A served vDisk whose log is copied to a DTL: who waits for which acknowledgement, and the right to read.
+//!
+//! A vDisk without a DTL has none of this, and pays nothing for it.
+//!
+//! Invariant: a write or flush is answered only when [`DtlOwner::acks`] covers it and its records are in the own log
+//! (P11, P13); data of a read leave only under a right to read that holds after they were gathered (P16).
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arakoon_client::Session as Lease;
+use bytes::Bytes;
+use model::{Epoch, Lsn, VdiskId};
+use router_core::log::pool::Entry;
+use runtime::clock::boot_now;
+use runtime::rpc::Responder;
+use wire::WireError;
+use wire::dtl::{DtlMode, DtlState};
+use wire::router::{Applied, Flushed, code};
+
+use super::{Serving, Slot, State};
+use crate::dtl::owner::{DtlOwner, Session};
+
+/// How long a read waits for its right.
+const READ_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What a request waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    Written,
+    WrittenDurably,
+    Flushed,
+}
+
+#[derive(Debug)]
+pub struct Waiter {
+    pub responder: Responder,
+    pub epoch: Epoch,
+    pub lsn: Lsn,
+    pub need: Need,
+}
+
+impl Waiter {
+    fn answer(self) {
+        let Self { responder, epoch, lsn, need } = self;
+        match need {
+            Need::Flushed => responder.reply(&Flushed { epoch, lsn }, Bytes::new()),
+            Need::Written | Need::WrittenDurably => {
+                responder.reply(&Applied { epoch, lsn }, Bytes::new());
+            }
+        }
+    }
+}
+
+/// See the module's page.
+pub struct Protection {
+    pub owner: Arc<DtlOwner>,
+    /// The session under which the vDisk was opened; another one gives no right (P17).
+    pub lease: Arc<Lease>,
+    pub mode: DtlMode,
+    /// Records placed and not synced yet: (LSN, log position behind it).
+    unsynced: VecDeque<(Lsn, u64)>,
+    waiting: Vec<Waiter>,
+}
+
+impl std::fmt::Debug for Protection {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Protection").field("waiting", &self.waiting).finish_non_exhaustive()
+    }
+}
+
+impl Protection {
+    /// `unsynced`: what recovery placed in the own log anew.
+    #[must_use]
+    pub fn new(
+        owner: Arc<DtlOwner>,
+        lease: Arc<Lease>,
+        mode: DtlMode,
+        unsynced: Vec<(Lsn, u64)>,
+    ) -> Self {
+        Self { owner, lease, mode, unsynced: unsynced.into(), waiting: Vec::new() }
+    }
+
+    /// A record has its place in the own log.
+    pub fn placed(&mut self, entry: &Entry, end: u64) {
+        self.unsynced.push_back((entry.lsn, end));
+        self.owner.append(entry);
+    }
+
+    /// The own log is synced through this position.
+    fn synced(&mut self, position: u64) {
+        let mut through = None;
+        while let Some((lsn, _)) = self.unsynced.pop_front_if(|(_, end)| *end <= position) {
+            through = Some(lsn);
+        }
+        if let Some(lsn) = through {
+            self.owner.local_synced(lsn);
+        }
+    }
+
+    fn wait(&mut self, waiter: Waiter) {
+        if waiter.need != Need::Written {
+            self.owner.want_flush(waiter.lsn);
+        }
+        self.waiting.push(waiter);
+    }
+
+    fn answer(&mut self) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let acks = self.owner.acks();
+        let covered = |waiter: &mut Waiter| match waiter.need {
+            Need::Written => waiter.lsn <= acks.write,
+            Need::WrittenDurably | Need::Flushed => waiter.lsn <= acks.flush,
+        };
+        for waiter in self.waiting.extract_if(.., covered) {
+            waiter.answer();
+        }
+    }
+
+    /// Only the backend can give what is waited for (P13, P14).
+    fn wants_backend(&self) -> bool {
+        self.waiting.iter().any(|waiter| waiter.need != Need::Written)
+            && self.owner.state() != DtlState::InSync
+    }
+
+    pub fn fail(&mut self, error: &WireError) {
+        for waiter in self.waiting.drain(..) {
+            waiter.responder.fail(error.clone());
+        }
+    }
+
+    #[must_use]
+    pub fn read_guard(&self) -> ReadGuard {
+        ReadGuard { owner: Arc::clone(&self.owner), lease: Arc::clone(&self.lease) }
+    }
+}
+
+/// The right to answer reads of one vDisk.
+pub struct ReadGuard {
+    owner: Arc<DtlOwner>,
+    lease: Arc<Lease>,
+}
+
+impl ReadGuard {
+    fn session(&self) -> Session {
+        if self.lease.lives() { Session::Valid } else { Session::Expired }
+    }
+
+    /// Does it hold now? Asked after the data were gathered.
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        self.owner.may_read(boot_now(), self.session())
+    }
+
+    /// Waits for it.
+    ///
+    /// # Errors
+    /// When it doesn't come in time: the reader asks again, here or elsewhere.
+    pub async fn wait(&self) -> Result<(), WireError> {
+        if self.owner.wait_to_read(|| self.session(), READ_PATIENCE).await {
+            return Ok(());
+        }
+        let message = "neither the DTL nor arakoon grants this router the right to read";
+        Err(WireError::retry(code::RECOVERING, message))
+    }
+}
+
+impl Serving {
+    /// Answers whom the DTL covers now; what only the backend can cover goes there.
+    pub fn tend(&mut self) {
+        let Some(protection) = &mut self.protection else { return };
+        protection.answer();
+        if protection.wants_backend() {
+            self.core.seal();
+            self.committer.notify_one();
+        }
+    }
+}
+
+impl State {
+    /// A request of a vDisk with a DTL waits.
+    pub(super) fn wait_protected(&mut self, vdisk: VdiskId, waiter: Waiter, end: u64) {
+        let Some(Slot::Serving(serving)) = self.volumes.get_mut(&vdisk) else {
+            let error = WireError::retry(code::RECOVERING, "the vDisk is not served here now");
+            return waiter.responder.fail(error);
+        };
+        let Some(protection) = &mut serving.protection else { return };
+        if waiter.need != Need::Written {
+            self.sync_wanted = self.sync_wanted.max(end);
+        }
+        protection.wait(waiter);
+        serving.tend();
+    }
+
+    /// The DTL of a vDisk has something new; false when it isn't served under this epoch any more.
+    pub fn tend(&mut self, vdisk: VdiskId, epoch: Epoch) -> bool {
+        match self.volumes.get_mut(&vdisk) {
+            Some(Slot::Serving(serving)) if serving.core.epoch() == epoch => {
+                serving.tend();
+                true
+            }
+            Some(_) | None => false,
+        }
+    }
+
+    /// The own log is synced further.
+    pub(super) fn synced_protected(&mut self) {
+        let synced = self.log.synced();
+        for vdisk in &self.protected {
+            if let Some(Slot::Serving(serving)) = self.volumes.get_mut(vdisk)
+                && let Some(protection) = &mut serving.protection
+            {
+                protection.synced(synced);
+                serving.tend();
+            }
+        }
+    }
+
+    /// What recovery read from a DTL target gets its place in the own log: (LSN, segment, bytes, end) in order.
+    ///
+    /// # Errors
+    /// The records that were placed so far, when the log has no room for the next.
+    pub fn place_recovered(
+        &mut self,
+        entries: &[Entry],
+    ) -> Result<Vec<router_core::log::Placement>, Vec<router_core::log::Placement>> {
+        let mut placed = Vec::with_capacity(entries.len());
+        for entry in entries {
+            match self.log.place(entry.clone(), &mut self.batch) {
+                Ok(placement) => placed.push(placement),
+                Err(_) => return Err(placed),
+            }
+        }
+        Ok(placed)
+    }
+}
