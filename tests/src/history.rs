@@ -41,6 +41,8 @@ pub enum Survival {
     Alive,
     /// What was flushed, and what precedes anything that is there (L2).
     Crash,
+    /// Only what precedes anything that is there: the disk confirmed syncs that it never did.
+    Betrayed,
 }
 
 #[derive(Debug, Clone)]
@@ -188,6 +190,7 @@ impl History {
         let mut demand = match survival {
             Survival::Alive => Demand { ended_before: NEVER, seen_before: NEVER, durable: true },
             Survival::Crash => Demand { ended_before: self.flushed, seen_before: 0, durable: true },
+            Survival::Betrayed => Demand { ended_before: 0, seen_before: 0, durable: false },
         };
         loop {
             let mut violations = Vec::new();

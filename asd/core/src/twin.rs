@@ -254,8 +254,8 @@ impl Disk for MemoryDisk {
 
     fn create(&mut self, file: FileId, len: u64) -> Result<(), DiskError> {
         self.check(Fault::Create)?;
-        let zeroes = vec![0; model::usize_of(len)];
-        let made = File { current: zeroes.clone(), durable: zeroes, ..File::default() };
+        let zeroes = || vec![0; model::usize_of(len)];
+        let made = File { current: zeroes(), durable: zeroes(), ..File::default() };
         let completes = self.power.spend();
         // A power cut may leave the file and may leave none; both are as good, so it alternates.
         if completes || self.power.used().is_multiple_of(2) {

@@ -3,7 +3,7 @@
 //! Writes are seen by reads at once (the page cache) and are safe after a sync. A power cut keeps any subset of what
 //! wasn't synced, in units of 512 bytes: each sector ends as one of the versions it had since the last sync, so writes
 //! are lost, torn and reordered. Beyond that the disk may fail with an error (whether or not the work was done), lose a
-//! write it confirmed, put one elsewhere, rot, be full, be slow.
+//! write it confirmed, put one elsewhere, confirm a sync that it never does, rot, be full, be slow.
 //!
 //! Invariant: without faults, what was written before a successful sync is read after any power cut.
 
@@ -19,6 +19,43 @@ use crate::random::{Chance, Random};
 pub const SECTOR: usize = 512;
 
 type Sector = [u8; SECTOR];
+
+/// Bytes by sector; as long as what was written so far.
+#[derive(Debug, Clone, Default)]
+struct Image {
+    bytes: Vec<u8>,
+    /// Whether the sector was ever written.
+    held: Vec<bool>,
+}
+
+impl Image {
+    fn holds(&self, sector: u64) -> bool {
+        self.held.get(index(sector)).is_some_and(|held| *held)
+    }
+
+    /// The sector's bytes, from now on held.
+    fn sector_mut(&mut self, sector: u64) -> &mut [u8] {
+        let sector = index(sector);
+        if self.held.len() <= sector {
+            self.held.resize(sector + 1, false);
+            self.bytes.resize((sector + 1) * SECTOR, 0);
+        }
+        self.held[sector] = true;
+        &mut self.bytes[sector * SECTOR..(sector + 1) * SECTOR]
+    }
+
+    /// As `other` has it, which may be not at all.
+    fn copy_sector(&mut self, other: &Self, sector: u64) {
+        let at = index(sector);
+        if other.holds(sector) {
+            let bytes = &other.bytes[at * SECTOR..(at + 1) * SECTOR];
+            self.sector_mut(sector).copy_from_slice(bytes);
+        } else if self.holds(sector) {
+            self.sector_mut(sector).fill(0);
+            self.held[at] = false;
+        }
+    }
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DiskError {
@@ -50,6 +87,8 @@ pub struct DiskFaults {
     pub write_error: Chance,
     /// The sync fails, and what wasn't synced stays so.
     pub sync_error: Chance,
+    /// The sync is confirmed and never done: what wasn't synced stays so.
+    pub lying_sync: Chance,
     /// A write is confirmed and never done.
     pub lost_write: Chance,
     /// A write is confirmed and lands elsewhere.
@@ -69,6 +108,7 @@ impl DiskFaults {
             read_error: Chance::NEVER,
             write_error: Chance::NEVER,
             sync_error: Chance::NEVER,
+            lying_sync: Chance::NEVER,
             lost_write: Chance::NEVER,
             misdirected_write: Chance::NEVER,
             latency: Duration::from_micros(20)..=Duration::from_micros(200),
@@ -81,7 +121,7 @@ impl DiskFaults {
 #[derive(Debug, Clone)]
 struct UnsyncedWrite {
     sector: u64,
-    data: Box<Sector>,
+    data: Sector,
 }
 
 #[derive(Debug, Clone)]
@@ -91,11 +131,15 @@ pub struct Disk {
     /// How many sectors may hold data: less than the size for a thin or a nearly full disk.
     sectors_max: u64,
     pub faults: DiskFaults,
-    durable: BTreeMap<u64, Box<Sector>>,
-    /// What reads see, where it differs from `durable`.
-    cached: BTreeMap<u64, Box<Sector>>,
+    /// What a power cut leaves for certain.
+    durable: Image,
+    /// What reads see. Differs from `durable` in the sectors of `unsynced` only.
+    cached: Image,
+    held: u64,
     /// Sector writes since the last sync, oldest first.
     unsynced: Vec<UnsyncedWrite>,
+    /// How many of those a sync was confirmed for.
+    promised: usize,
     counts: FaultCounts,
 }
 
@@ -108,9 +152,11 @@ impl Disk {
             size,
             sectors_max: size.div_ceil(SECTOR as u64),
             faults: DiskFaults::none(),
-            durable: BTreeMap::new(),
-            cached: BTreeMap::new(),
+            durable: Image::default(),
+            cached: Image::default(),
+            held: 0,
             unsynced: Vec::new(),
+            promised: 0,
             counts: FaultCounts::default(),
         }
     }
@@ -142,16 +188,23 @@ impl Disk {
 
     pub fn read(&mut self, offset: u64, len: usize) -> Result<Vec<u8>, DiskError> {
         self.check_range(offset, len)?;
+        let mut bytes = vec![0; len];
+        self.read_into(offset, &mut bytes)?;
+        Ok(bytes)
+    }
+
+    /// Fills `bytes`, for those who read much.
+    pub fn read_into(&mut self, offset: u64, bytes: &mut [u8]) -> Result<(), DiskError> {
+        self.check_range(offset, bytes.len())?;
         if self.random.happens(self.faults.read_error) {
             self.counts.count("read error");
             return Err(DiskError::Io);
         }
-        let mut bytes = Vec::with_capacity(len);
-        for piece in pieces(offset, len) {
-            let sector = self.sector(piece.sector);
-            bytes.extend_from_slice(&sector[piece.within]);
-        }
-        Ok(bytes)
+        let written = self.cached.bytes.get(index(offset)..).unwrap_or_default();
+        let (there, never) = bytes.split_at_mut(written.len().min(bytes.len()));
+        there.copy_from_slice(&written[..there.len()]);
+        never.fill(0);
+        Ok(())
     }
 
     pub fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
@@ -182,25 +235,50 @@ impl Disk {
             self.counts.count("sync error");
             return Err(DiskError::Io);
         }
-        self.unsynced.clear();
-        self.durable.append(&mut self.cached);
+        if self.random.happens(self.faults.lying_sync) {
+            self.counts.count("lying sync");
+            self.promised = self.unsynced.len();
+            return Ok(());
+        }
+        for UnsyncedWrite { sector, .. } in self.unsynced.drain(..) {
+            self.durable.copy_sector(&self.cached, sector);
+        }
+        self.promised = 0;
         Ok(())
+    }
+
+    /// Whether a power cut now could take what a sync was confirmed for.
+    #[must_use]
+    pub fn owes(&self) -> bool {
+        0 < self.promised
     }
 
     /// The power fails and comes back: of what wasn't synced, some is there.
     pub fn power_cut(&mut self) {
         self.counts.count("power cut");
-        self.cached.clear();
+        self.promised = 0;
         let unsynced = std::mem::take(&mut self.unsynced);
+        if unsynced.is_empty() {
+            return;
+        }
+        let touched: Vec<u64> = unsynced.iter().map(|write| write.sector).collect();
         match self.random.below(4) {
-            0 => {}
+            0 => self.counts.count("unsynced lost"),
             1 => self.keep(unsynced),
             2 => {
+                self.counts.count("unsynced cut off");
                 let len = self.random.index(unsynced.len() + 1);
                 self.keep(unsynced.into_iter().take(len));
             }
-            _ => self.keep_scattered(unsynced),
+            _ => {
+                self.counts.count("unsynced torn");
+                self.keep_scattered(unsynced);
+            }
         }
+        for sector in touched {
+            self.cached.copy_sector(&self.durable, sector);
+        }
+        self.held = self.cached.held.iter().map(|held| u64::from(*held)).sum();
     }
 
     /// The process dies and the power stays: everything that was written is still to be read, and still not synced.
@@ -210,7 +288,9 @@ impl Disk {
 
     /// Flips a bit of a sector that holds data; says where.
     pub fn rot(&mut self) -> Option<u64> {
-        let held: Vec<u64> = self.durable.keys().copied().collect();
+        let held: Vec<u64> = (0..self.durable.held.len() as u64)
+            .filter(|sector| self.durable.holds(*sector))
+            .collect();
         let sector = *self.random.pick(&held)?;
         let offset = sector * SECTOR as u64 + self.random.below(SECTOR as u64);
         self.flip(offset);
@@ -221,50 +301,43 @@ impl Disk {
     pub fn flip(&mut self, offset: u64) {
         self.counts.count("rot");
         let bit = 1 << self.random.below(8);
-        let within = usize::try_from(offset % SECTOR as u64).expect("below a sector");
-        let sector = offset / SECTOR as u64;
-        for layer in [&mut self.durable, &mut self.cached] {
-            if let Some(data) = layer.get_mut(&sector) {
-                data[within] ^= bit;
+        for image in [&mut self.durable, &mut self.cached] {
+            if let Some(byte) = image.bytes.get_mut(index(offset)) {
+                *byte ^= bit;
             }
         }
     }
 
     fn keep(&mut self, writes: impl IntoIterator<Item = UnsyncedWrite>) {
         for UnsyncedWrite { sector, data } in writes {
-            self.durable.insert(sector, data);
+            self.durable.sector_mut(sector).copy_from_slice(&data);
         }
     }
 
     /// Each sector ends as any of its versions since the last sync.
     fn keep_scattered(&mut self, unsynced: Vec<UnsyncedWrite>) {
-        let mut versions: BTreeMap<u64, Vec<Box<Sector>>> = BTreeMap::new();
+        let mut versions: BTreeMap<u64, Vec<Sector>> = BTreeMap::new();
         for UnsyncedWrite { sector, data } in unsynced {
             versions.entry(sector).or_default().push(data);
         }
-        for (sector, mut versions) in versions {
+        for (sector, versions) in versions {
             let chosen = self.random.index(versions.len() + 1);
             if chosen < versions.len() {
-                self.durable.insert(sector, versions.swap_remove(chosen));
+                self.durable.sector_mut(sector).copy_from_slice(&versions[chosen]);
             }
         }
     }
 
     fn store(&mut self, offset: u64, mut bytes: &[u8]) {
         for piece in pieces(offset, bytes.len()) {
-            let mut data = Box::new(*self.sector(piece.sector));
             let (now, rest) = bytes.split_at(piece.within.len());
-            data[piece.within].copy_from_slice(now);
             bytes = rest;
-            self.unsynced.push(UnsyncedWrite { sector: piece.sector, data: data.clone() });
-            self.cached.insert(piece.sector, data);
+            self.held += u64::from(!self.cached.holds(piece.sector));
+            let held = self.cached.sector_mut(piece.sector);
+            held[piece.within].copy_from_slice(now);
+            let data = Sector::try_from(&*held).expect("one sector");
+            self.unsynced.push(UnsyncedWrite { sector: piece.sector, data });
         }
-    }
-
-    fn sector(&self, sector: u64) -> &Sector {
-        const ZEROES: &Sector = &[0; SECTOR];
-        let held = self.cached.get(&sector).or_else(|| self.durable.get(&sector));
-        held.map_or(ZEROES, |data| data)
     }
 
     fn check_range(&self, offset: u64, len: usize) -> Result<(), DiskError> {
@@ -275,17 +348,26 @@ impl Disk {
     }
 
     fn check_space(&mut self, offset: u64, len: usize) -> Result<(), DiskError> {
-        let is_new =
-            |sector: &u64| !self.durable.contains_key(sector) && !self.cached.contains_key(sector);
-        let new = pieces(offset, len).map(|piece| piece.sector).filter(is_new).count();
-        let only_cached = self.cached.keys().filter(|sector| !self.durable.contains_key(sector));
-        let held = self.durable.len() + only_cached.count();
-        if self.sectors_max < (held + new) as u64 && 0 < new {
+        let is_new = |sector: &u64| !self.cached.holds(*sector);
+        let new = pieces(offset, len).map(|piece| piece.sector).filter(is_new).count() as u64;
+        if new == 0 {
+            return Ok(());
+        }
+        if self.sectors_max < self.held + new {
             self.counts.count("full disk");
             return Err(DiskError::Full);
         }
         Ok(())
     }
+}
+
+/// A place on a disk of this size as a place in memory.
+fn index(number: u64) -> usize {
+    usize::try_from(number).expect("simulated disks fit in memory")
+}
+
+fn within(offset: u64) -> usize {
+    usize::try_from(offset % SECTOR as u64).expect("below a sector")
 }
 
 /// The part of one sector that a range covers.
@@ -302,7 +384,7 @@ fn pieces(offset: u64, len: usize) -> impl Iterator<Item = Piece> {
             return None;
         }
         let sector = at / SECTOR as u64;
-        let start = usize::try_from(at % SECTOR as u64).expect("below a sector");
+        let start = within(at);
         let len = (SECTOR - start).min(usize::try_from(end - at).unwrap_or(SECTOR));
         at += len as u64;
         Some(Piece { sector, within: start..start + len })

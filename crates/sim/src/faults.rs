@@ -22,6 +22,25 @@ impl FaultCounts {
         self.counts.get(kind).copied().unwrap_or(0)
     }
 
+    /// All of them together.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.counts.values().sum()
+    }
+
+    /// Which of these never struck.
+    #[must_use]
+    pub fn never(&self, kinds: &[&'static str]) -> Vec<&'static str> {
+        kinds.iter().copied().filter(|kind| self.of(kind) == 0).collect()
+    }
+
+    /// Only these kinds.
+    #[must_use]
+    pub fn only(&self, kinds: &[&'static str]) -> Self {
+        let counts = self.counts.iter().filter(|(kind, _)| kinds.contains(kind));
+        Self { counts: counts.map(|(kind, count)| (*kind, *count)).collect() }
+    }
+
     /// Takes the counts of another world or part in.
     pub fn add(&mut self, other: &Self) {
         for (kind, count) in &other.counts {
@@ -57,5 +76,8 @@ mod tests {
         assert_eq!(one.of("loss"), 3);
         assert_eq!(one.of("rot"), 0);
         assert_eq!(one.to_string(), "loss 3, power cut 1");
+        assert_eq!(one.total(), 4);
+        assert_eq!(one.never(&["rot", "loss"]), ["rot"]);
+        assert_eq!(one.only(&["loss", "rot"]).to_string(), "loss 3");
     }
 }

@@ -27,6 +27,14 @@ impl Chance {
     }
 
     /// # Panics
+    /// Above a million.
+    #[must_use]
+    pub const fn parts(parts: u32) -> Self {
+        assert!(parts <= Self::WHOLE, "at most always");
+        Self(parts)
+    }
+
+    /// # Panics
     /// Above 1000.
     #[must_use]
     pub const fn per_mille(per_mille: u32) -> Self {

@@ -2,7 +2,7 @@
 //!
 //! A crash takes the node's timers with it, and whatever was under way to it: a restarted process has no memory of what
 //! it waited for, and a connection doesn't survive its end. Each node has a life number; what was meant for an earlier
-//! life never arrives in a later one.
+//! life never arrives in a later one. A node may stand still for a while; what is meant for it then waits.
 //!
 //! Invariant: a node that is down hears nothing, and no event is meant for two lives.
 
@@ -32,6 +32,7 @@ struct Meant<M, T> {
 struct Node {
     life: u64,
     down: bool,
+    paused_until: Duration,
 }
 
 #[derive(Debug, Clone)]
@@ -78,12 +79,20 @@ impl<M: Clone, T> World<M, T> {
         self.queue.cancel(ticket);
     }
 
+    /// The node stands still, as a process that is stopped or a host that is suspended; what is meant for it waits.
+    pub fn pause(&mut self, node: NodeId, length: Duration) {
+        self.faults.count("pause");
+        let until = self.queue.now() + length;
+        self.nodes.entry(node).or_default().paused_until = until;
+    }
+
     /// The node stops at once; its timers and what is under way to it are gone.
     pub fn crash(&mut self, node: NodeId) {
         self.faults.count("crash");
         let entry = self.nodes.entry(node).or_default();
         entry.life += 1;
         entry.down = true;
+        entry.paused_until = Duration::ZERO;
     }
 
     /// The node hears again, in a new life.
@@ -103,7 +112,11 @@ impl<M: Clone, T> World<M, T> {
                 Happening::Message { from, to, .. } => (*to, self.network.is_open(*from, *to)),
                 Happening::Timer { node, .. } => (*node, true),
             };
-            let Node { life: current, down } = self.node(node);
+            let Node { life: current, down, paused_until } = self.node(node);
+            if self.queue.now() < paused_until {
+                self.queue.at(paused_until, Meant { life, happening });
+                continue;
+            }
             if open && !down && life == current {
                 return Some(happening);
             }
@@ -165,6 +178,21 @@ mod tests {
         world.send(A, B, 1);
         assert_eq!(world.step(), None);
         assert!(!world.is_up(B) && world.is_up(A));
+    }
+
+    #[test]
+    fn what_is_meant_for_a_node_that_stands_still_waits_in_its_order() {
+        let mut world = world();
+        world.pause(B, Duration::from_secs(1));
+        world.send(A, B, 1);
+        world.wake(B, Duration::from_millis(500), "soon");
+        world.wake(A, Duration::from_millis(700), "other");
+        let other = Happening::Timer { node: A, timer: "other" };
+        assert_eq!(world.step(), Some(other), "the others go on");
+        assert_eq!(world.step(), Some(Happening::Message { from: A, to: B, message: 1 }));
+        assert_eq!(world.now(), Duration::from_secs(1));
+        assert_eq!(world.step(), Some(Happening::Timer { node: B, timer: "soon" }));
+        assert_eq!(world.faults().of("pause"), 1);
     }
 
     #[test]

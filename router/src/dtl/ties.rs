@@ -74,7 +74,7 @@ impl Ties {
                     match self.facts.change_dtl(vdisk, &read, &new).await {
                         Ok(()) => return Proposed::Committed,
                         Err(error) => {
-                            tracing::debug!(%vdisk, %error, "a DTL change isn't known yet")
+                            tracing::debug!(%vdisk, %error, "a DTL change isn't known yet");
                         }
                     }
                 }

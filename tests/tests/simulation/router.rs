@@ -5,30 +5,32 @@
 //!
 //! Invariant: nothing outlives a crash but the disks, the log's id and the epoch.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
 use edge_core::session::{Answer, CallKey, Failure, Request};
 use model::{
-    AttachmentGeneration, ByteRange, Cluster, ClusterRange, Epoch, Incarnation, LogId, Lsn,
-    ObjectId, VdiskId,
+    AttachmentGeneration, ByteRange, ClusterRange, Epoch, Incarnation, LogId, Lsn, ObjectId,
+    VdiskId,
 };
-use router_core::log::pool::{Batch, OpenLog, SyncJob};
+use router_core::applied;
+use router_core::log::pool::{Batch, OpenLog};
 use router_core::log::record::Op;
-use router_core::log::{Log, Placement, Scanner};
+use router_core::log::{Found, Log, Placement, Scanner};
 use router_core::map::MemoryMap;
-use router_core::overlay::Lookup;
-use router_core::plan::{self, UnmapStep};
 use router_core::recover::{self, Facts, Gap};
-use router_core::sco::{self, Frame};
-use router_core::tlog::Tlog;
+use router_core::sco;
+use router_core::tlog::{Meta, Tlog};
 use router_core::volume::{Change, HeadState, Opening, Replayed, Stamp, Volume};
-use router_core::{CLUSTER, applied, crc32c};
-use sim::{Chance, Disk, FaultCounts, Random};
-use wire::router::{Attached, Durability, UnmapKind};
+use sim::{Chance, Disk, DiskError, FaultCounts, Random};
+use wire::router::{Attached, UnmapKind};
 
-use super::backend::{Backend, Put, Refused, tlog};
+use super::message::{Put, Refused};
+use super::process::{Applied, Process, Stalled, Waiter, WaiterKind};
+use super::reading::Unreadable;
+use super::storage::Storage;
 
 pub const VDISK: VdiskId = VdiskId(7);
 const SEGMENT: u64 = 192 << 10;
@@ -37,6 +39,8 @@ const FILES: u32 = 5;
 const FILES_MAX: u32 = 64;
 const UNIT_CLUSTERS: u32 = 24;
 const IN_FLIGHT: usize = 3;
+/// How often a change that can't read what it overwrites in part is tried before its user hears of it.
+const UNREADABLE_TRIES: u32 = 12;
 
 /// What the world shall do for the router.
 #[derive(Debug)]
@@ -53,46 +57,38 @@ pub enum Wish {
     Died,
 }
 
-/// Who waits for what.
+/// Why a vDisk isn't served.
 #[derive(Debug)]
-struct Waiter {
-    link: u64,
-    key: CallKey,
-    lsn: Lsn,
-    end: u64,
-    kind: WaiterKind,
+pub enum OpenError {
+    Gap(Gap),
+    /// The backend can't be asked or read now.
+    Away,
+    Disk,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum WaiterKind {
-    Change,
-    Durable,
-    Flush,
+impl From<DiskError> for OpenError {
+    fn from(_: DiskError) -> Self {
+        Self::Disk
+    }
 }
 
-/// A change that found no room in the log.
-#[derive(Debug)]
-struct Stalled {
-    link: u64,
-    key: CallKey,
-    request: Request,
+impl From<Gap> for OpenError {
+    fn from(gap: Gap) -> Self {
+        Self::Gap(gap)
+    }
 }
 
-/// What a process holds in memory.
-struct Process {
-    log: Log,
-    batch: Batch,
-    volume: Volume,
+impl From<Unreadable> for OpenError {
+    fn from(_: Unreadable) -> Self {
+        Self::Away
+    }
+}
+
+/// The page map as it is on the disk: some commits behind, or gone (L6).
+#[derive(Debug, Clone, Default)]
+struct StoredMap {
     map: MemoryMap,
-    live: BTreeSet<AttachmentGeneration>,
-    attached: Option<u64>,
-    replay_complete: bool,
-    acks: Vec<Waiter>,
-    syncs: Vec<Waiter>,
-    job: Option<SyncJob>,
-    stalled: VecDeque<Stalled>,
-    in_flight: BTreeMap<ObjectId, (Put, Tlog)>,
-    last_end: u64,
+    through: Option<ObjectId>,
 }
 
 pub struct Router {
@@ -102,6 +98,8 @@ pub struct Router {
     epoch: Epoch,
     generation: AttachmentGeneration,
     size: u64,
+    random: Random,
+    stored_map: StoredMap,
     process: Option<Process>,
     wishes: Vec<Wish>,
     pub counts: FaultCounts,
@@ -121,9 +119,27 @@ impl Router {
             epoch: Epoch(0),
             generation: AttachmentGeneration(0),
             size,
+            random: random.fork(),
+            stored_map: StoredMap::default(),
             process: None,
             wishes: Vec::new(),
             counts: FaultCounts::default(),
+        }
+    }
+
+    /// What the log's disks may do from now on.
+    pub fn set_disk_faults(&mut self, set: impl Fn(&mut sim::DiskFaults)) {
+        for disk in &mut self.disks {
+            set(&mut disk.faults);
+        }
+    }
+
+    /// No file that was never written has room from now on, until the next start.
+    pub fn fill_disks(&mut self) {
+        for (file, disk) in (0_u32..).zip(&mut self.disks) {
+            if !self.written.contains(&file) {
+                disk.limit_space(0);
+            }
         }
     }
 
@@ -165,6 +181,11 @@ impl Router {
         }
     }
 
+    /// The page map's files are lost (L6).
+    pub fn lose_map(&mut self) {
+        self.stored_map = StoredMap::default();
+    }
+
     /// A bit of a record flips that the log itself knows to be synced. Rot behind that looks like a torn end, and only a
     /// second copy could tell the difference (P8).
     pub fn rot(&mut self, random: &mut Random) {
@@ -190,38 +211,24 @@ impl Router {
     }
 
     /// Claims the next epoch and recovers, in the order of P18.
-    #[expect(clippy::too_many_lines, reason = "the steps of a claim, one after the other")]
-    pub fn open(&mut self, backend: &mut Backend) -> Result<(), Gap> {
+    pub fn open(&mut self, storage: &RefCell<Storage>) -> Result<(), OpenError> {
+        for disk in &mut self.disks {
+            disk.limit_space(SEGMENT);
+        }
         self.epoch = self.epoch.next();
-        backend.raise(self.epoch);
+        storage.borrow_mut().claim(self.epoch)?;
+        let head = head_state(storage)?;
+        let map = self.catch_up(storage)?;
         let mut scanner = Scanner::new(self.id, SEGMENT);
+        let mut bytes = vec![0; model::usize_of(SEGMENT)];
         for file in self.written.clone() {
-            let bytes = self.disk(file).read(0, model::usize_of(SEGMENT)).expect("no read errors");
+            self.disk(file).read_into(0, &mut bytes)?;
             scanner.add_file(file, &bytes);
-            self.disk(file).sync().expect("no sync errors");
+            self.disk(file).sync()?;
         }
         let no_list = |_| Gap::LogGone { promised: 1, own: 0, head: Lsn::ZERO };
         let scan = scanner.finish().map_err(no_list)?;
-        let used: BTreeSet<u32> = scan.segments.iter().map(|segment| segment.file).collect();
-        let first = (0..).find(|file| !used.contains(file)).expect("the range has no end");
-        self.prepare(first);
-        let mut batch = Batch::default();
-        let (id, segments, next_lap) = (self.id, scan.segments.clone(), scan.next_lap);
-        let files = FILES.max(first + 1);
-        let open = OpenLog { id, segment_size: SEGMENT, files, segments, next_lap, first };
-        let mut log = Log::open(open, &mut batch);
-        for file in &self.written {
-            log.file_ready(*file);
-        }
-        self.append(&batch).expect("no write errors while opening");
-        batch.clear();
-        if let Some(job) = log.begin_sync() {
-            for file in job.files {
-                self.disk(file).sync().expect("no sync errors while opening");
-            }
-            log.sync_done();
-        }
-        let head = head_state(backend);
+        let (mut log, batch) = self.open_log(&scan)?;
         let facts = Facts {
             vdisk: VDISK,
             head_lsn: head.last_lsn,
@@ -230,10 +237,11 @@ impl Router {
             own_log: self.id,
         };
         let plan = recover::plan(&facts, &scan)?;
-        let mut map = MemoryMap::default();
-        for tlog in backend.tlogs() {
-            map.apply(&tlog);
-        }
+        self.counts.count(match (plan.records.len(), scan.records.len()) {
+            (0, _) => "recovery: nothing to replay",
+            (some, all) if some == all => "recovery: all records replayed",
+            _ => "recovery: some records replayed, some in the backend",
+        });
         let (epoch, size_bytes) = (self.epoch, self.size);
         let opening =
             Opening { vdisk: VDISK, epoch, size_bytes, unit_clusters: UNIT_CLUSTERS, head };
@@ -268,14 +276,54 @@ impl Router {
         Ok(())
     }
 
-    fn replay(&mut self, volume: &mut Volume, found: &router_core::log::Found) -> Result<(), Gap> {
+    /// The page map as stored, and what the backend committed since.
+    fn catch_up(&mut self, storage: &RefCell<Storage>) -> Result<MemoryMap, OpenError> {
+        let StoredMap { mut map, mut through } = self.stored_map.clone();
+        let behind = storage.borrow().objects_after(through);
+        self.counts.count(match (through, behind.len()) {
+            (None, 1..) => "recovery: page map rebuilt from all TLogs",
+            (_, 0) => "recovery: page map up to date",
+            (Some(_), _) => "recovery: page map caught up",
+        });
+        for (object, meta) in behind {
+            assert_eq!(meta.predecessor, through, "the chain of TLogs is broken");
+            map.apply(&read_tlog(storage, object, &meta)?);
+            through = Some(object);
+        }
+        Ok(map)
+    }
+
+    /// The log goes on behind what the scan found, in a file of its own; synced before anything else happens.
+    fn open_log(&mut self, scan: &router_core::log::Scan) -> Result<(Log, Batch), DiskError> {
+        let used: BTreeSet<u32> = scan.segments.iter().map(|segment| segment.file).collect();
+        let first = (0..).find(|file| !used.contains(file)).expect("the range has no end");
+        self.prepare(first)?;
+        let mut batch = Batch::default();
+        let (id, segments, next_lap) = (self.id, scan.segments.clone(), scan.next_lap);
+        let files = FILES.max(first + 1);
+        let open = OpenLog { id, segment_size: SEGMENT, files, segments, next_lap, first };
+        let mut log = Log::open(open, &mut batch);
+        for file in &self.written {
+            log.file_ready(*file);
+        }
+        self.append(&batch)?;
+        batch.clear();
+        if let Some(job) = log.begin_sync() {
+            for file in job.files {
+                self.disk(file).sync()?;
+            }
+            log.sync_done();
+        }
+        Ok((log, batch))
+    }
+
+    fn replay(&mut self, volume: &mut Volume, found: &Found) -> Result<(), OpenError> {
         let record = &found.record;
         let len = record.payload_len as usize;
-        let data = self.disk(found.file).read(found.payload_offset, len).expect("no read errors");
-        let data = Bytes::from(data);
+        let data = Bytes::from(self.disk(found.file).read(found.payload_offset, len)?);
         if !record.payload_is_intact(&data) {
             let (from, to) = (record.position, record.end());
-            return Err(Gap::Damaged { from, to, last: volume.last_lsn() });
+            return Err(Gap::Damaged { from, to, last: volume.last_lsn() }.into());
         }
         let bytes = record.len() as u64;
         let placement = Placement { lap: record.lap, bytes, end: record.end() };
@@ -320,7 +368,7 @@ impl Router {
     }
 
     /// A request arrived, perhaps on a connection that its edge has given up meanwhile.
-    pub fn serve(&mut self, link: u64, key: CallKey, request: Request, backend: &Backend) {
+    pub fn serve(&mut self, link: u64, key: CallKey, request: Request, storage: &RefCell<Storage>) {
         let Some(process) = &mut self.process else { return };
         if process.attached.is_none() {
             let result = Err(Failure::Elsewhere(None));
@@ -329,7 +377,7 @@ impl Router {
         }
         let answer = match &request {
             Request::Write(..) | Request::Unmap(_) => {
-                self.change(Stalled { link, key, request }, backend);
+                self.change(Stalled { link, key, request, tries: 0 }, storage);
                 None
             }
             Request::Flush(_) => {
@@ -338,10 +386,14 @@ impl Router {
                 None
             }
             // P6: reads wait for the end of replay.
-            Request::Read(_) if !process.replay_complete => Some(Err(Failure::Retry)),
+            Request::Read(_) if !process.replay_complete => {
+                self.counts.count("read: refused until the replay is complete");
+                Some(Err(Failure::Retry))
+            }
             Request::Read(read) => {
                 let range = ByteRange::new(read.offset, read.len.into()).expect("within the vDisk");
-                Some(Ok(Answer::Data(process.read(range, backend))))
+                let data = process.read(range, storage);
+                Some(data.map(Answer::Data).map_err(|_| Failure::Unreadable))
             }
             Request::ReplayComplete(_) => {
                 process.replay_complete = true;
@@ -355,30 +407,51 @@ impl Router {
         self.settle();
     }
 
-    /// Applies a change, or lets it wait for room in the log.
-    fn change(&mut self, asked: Stalled, backend: &Backend) {
+    /// Applies a change, or lets it wait: for room in the log, or for what it overwrites in part.
+    fn change(&mut self, asked: Stalled, storage: &RefCell<Storage>) {
         let process = self.process.as_mut().expect("only called while it runs");
-        if !process.stalled.is_empty() || !process.has_room() {
-            self.counts.count("log full");
+        let room = process.has_room();
+        if !process.stalled.is_empty() || !room {
+            self.counts.count(if room { "change waits its turn" } else { "log full" });
             process.stalled.push_back(asked);
             return;
         }
-        let Stalled { link, key, request } = asked;
-        if process.apply(link, key, &request, backend) == Applied::Before {
-            self.counts.count("write answered from the applied set");
-        }
+        self.apply(asked, storage);
     }
 
-    /// What waits for room in the log tries again.
-    pub fn unstall(&mut self, backend: &Backend) {
+    /// False when it must wait again.
+    fn apply(&mut self, mut asked: Stalled, storage: &RefCell<Storage>) -> bool {
+        let process = self.process.as_mut().expect("only called while it runs");
+        match process.apply(&asked, storage) {
+            Ok(Applied::Now) => {}
+            Ok(Applied::Before) => self.counts.count("write answered from the applied set"),
+            Ok(Applied::Fenced) => self.counts.count("change of a fenced attachment refused"),
+            Err(_) if asked.tries < UNREADABLE_TRIES => {
+                self.counts.count("change waits for the backend");
+                asked.tries += 1;
+                process.stalled.push_front(asked);
+                return false;
+            }
+            Err(_) => {
+                self.counts.count("change refused: what it overwrites in part is unreadable");
+                let Stalled { link, key, .. } = asked;
+                self.wishes.push(Wish::Answer { link, key, result: Err(Failure::Unreadable) });
+            }
+        }
+        true
+    }
+
+    /// What waits tries again.
+    pub fn unstall(&mut self, storage: &RefCell<Storage>) {
         while let Some(process) = &mut self.process {
             process.log.reserve(&mut process.batch);
             if !process.has_room() {
                 break;
             }
             let Some(asked) = process.stalled.pop_front() else { break };
-            let Stalled { link, key, request } = asked;
-            process.apply(link, key, &request, backend);
+            if !self.apply(asked, storage) {
+                break;
+            }
         }
         self.settle();
     }
@@ -413,15 +486,42 @@ impl Router {
     }
 
     /// The sync that was wished for is done by now.
-    pub fn synced(&mut self, backend: &Backend) {
+    pub fn synced(&mut self, storage: &RefCell<Storage>) {
         let Some(job) = self.process.as_mut().and_then(|process| process.job.take()) else {
             return;
         };
         for file in job.files {
-            self.disk(file).sync().expect("no sync errors");
+            if self.disk(file).sync().is_err() {
+                self.wishes.push(Wish::Died);
+                return;
+            }
         }
         self.process.as_mut().expect("it runs").log.sync_done();
-        self.unstall(backend);
+        self.unstall(storage);
+    }
+
+    /// Everything placed so far is on stable storage when this returns; false when the disk failed.
+    pub fn sync_now(&mut self, storage: &RefCell<Storage>) -> bool {
+        // What waited for a sync is placed behind it, and wants another one.
+        while self.process.as_ref().is_some_and(|process| process.job.is_some()) {
+            self.synced(storage);
+        }
+        // A sync that failed stays unfinished, so no other one begins.
+        if self.wishes.iter().any(|wish| matches!(wish, Wish::Died)) {
+            return false;
+        }
+        let Some(job) = self.process.as_mut().and_then(|process| process.log.begin_sync()) else {
+            return self.process.is_some();
+        };
+        for file in job.files {
+            if self.disk(file).sync().is_err() {
+                self.wishes.push(Wish::Died);
+                return false;
+            }
+        }
+        self.process.as_mut().expect("it runs").log.sync_done();
+        self.settle();
+        true
     }
 
     /// Puts that were not answered are sent again.
@@ -435,19 +535,15 @@ impl Router {
         &mut self,
         object: ObjectId,
         result: Result<(), Refused>,
-        backend: &Backend,
+        storage: &RefCell<Storage>,
     ) {
         let Some(process) = &mut self.process else { return };
         match result {
             Err(Refused::Fenced) => {
                 assert_ne!(object.epoch, self.epoch, "nobody else claims this vDisk");
-                self.counts.count("put refused: fenced");
                 return;
             }
-            Err(Refused::WrongHead) => {
-                self.counts.count("put refused: wrong head");
-                return;
-            }
+            Err(Refused::WrongHead | Refused::Unavailable) => return,
             Ok(()) if !process.in_flight.contains_key(&object) => return,
             Ok(()) => {}
         }
@@ -455,11 +551,15 @@ impl Router {
             let (_, tlog) = &process.in_flight[&committed.object];
             process.map.apply(tlog);
             process.in_flight.remove(&committed.object);
+            if self.random.happens(Chance::percent(30)) {
+                let (map, through) = (process.map.clone(), Some(committed.object));
+                self.stored_map = StoredMap { map, through };
+            }
             for (lap, bytes) in process.volume.drop_through(committed.last_lsn) {
                 process.log.release(lap, bytes);
             }
         }
-        self.unstall(backend);
+        self.unstall(storage);
     }
 
     /// Everything acknowledged is in the backend, and nobody waits.
@@ -470,9 +570,9 @@ impl Router {
     }
 
     /// The whole vDisk, as a user would read it.
-    pub fn image(&self, backend: &Backend) -> Bytes {
+    pub fn image(&self, storage: &RefCell<Storage>) -> Result<Bytes, Unreadable> {
         let range = ByteRange::new(0, self.size).expect("starts at 0");
-        self.process.as_ref().expect("it runs").read(range, backend)
+        self.process.as_ref().expect("it runs").read(range, storage)
     }
 
     /// Appends what was placed, answers, starts the sync and the puts that are wanted.
@@ -484,8 +584,11 @@ impl Router {
             return;
         }
         let wanted = self.process.as_ref().expect("it runs").log.file_wanted();
-        if let Some(file) = wanted {
-            self.prepare(file);
+        if let Some(file) = wanted
+            && self.prepare(file).is_err()
+        {
+            self.wishes.push(Wish::Died);
+            return;
         }
         let process = self.process.as_mut().expect("it runs");
         if let Some(file) = wanted {
@@ -523,7 +626,7 @@ impl Router {
         }
     }
 
-    fn append(&mut self, batch: &Batch) -> Result<(), sim::DiskError> {
+    fn append(&mut self, batch: &Batch) -> Result<(), DiskError> {
         for run in &batch.runs {
             let mut bytes = Vec::with_capacity(model::usize_of(run.len()));
             for piece in &run.pieces {
@@ -537,12 +640,17 @@ impl Router {
     }
 
     /// Zero-writes a segment before its first use (P8).
-    fn prepare(&mut self, file: u32) {
+    fn prepare(&mut self, file: u32) -> Result<(), DiskError> {
         if self.written.insert(file) {
             let zeroes = vec![0; model::usize_of(SEGMENT)];
-            self.disk(file).write(0, &zeroes).expect("no write errors");
-            self.disk(file).sync().expect("no sync errors");
+            let disk = self.disk(file);
+            let written = disk.write(0, &zeroes).and_then(|()| disk.sync());
+            if written.is_err() {
+                self.written.remove(&file);
+            }
+            return written;
         }
+        Ok(())
     }
 
     fn disk(&mut self, file: u32) -> &mut Disk {
@@ -550,134 +658,23 @@ impl Router {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Applied {
-    Now,
-    /// In an earlier life of the connection or the router (P3).
-    Before,
-}
-
-impl Process {
-    /// For the largest request, its list and a ragged end.
-    fn has_room(&self) -> bool {
-        self.log.has_room(10, 10 * CLUSTER)
-    }
-
-    fn apply(&mut self, link: u64, key: CallKey, request: &Request, backend: &Backend) -> Applied {
-        let (generation, seq, durability) = match request {
-            Request::Write(write, _) => (write.generation, write.seq, write.durability),
-            Request::Unmap(unmap) => (unmap.generation, unmap.seq, unmap.durability),
-            Request::Read(_)
-            | Request::Flush(_)
-            | Request::BlockStatus(_)
-            | Request::ReplayComplete(_) => unreachable!("these change nothing"),
-        };
-        // P4: a fenced attachment changes nothing, and nobody waits for its answer.
-        if !self.live.contains(&generation) {
-            return Applied::Now;
-        }
-        let applied = if self.volume.applied().contains(generation, seq) {
-            Applied::Before
-        } else {
-            let changes = self.changes(request, backend);
-            if changes.is_empty() {
-                self.volume.applied_mut().insert(generation, seq);
-            }
-            let count = changes.len();
-            for (number, change) in (1..).zip(changes) {
-                let stamp = Stamp { generation, seq, last: number == count };
-                let entry = self.volume.entry(&change, stamp);
-                let placed = self.log.place(entry, &mut self.batch);
-                let placement = placed.expect("room was asked for before");
-                self.last_end = placement.end;
-                self.volume.accept(change, stamp, placement);
-            }
-            Applied::Now
-        };
-        let kind = match durability {
-            Durability::Normal => WaiterKind::Change,
-            Durability::Durable => WaiterKind::Durable,
-        };
-        let (lsn, end) = (self.volume.last_lsn(), self.last_end);
-        self.acks.push(Waiter { link, key, lsn, end, kind });
-        applied
-    }
-
-    fn changes(&self, request: &Request, backend: &Backend) -> Vec<Change> {
-        match request {
-            Request::Write(write, payload) => {
-                let len = model::u64_of(payload.len());
-                let range = ByteRange::new(write.offset, len).expect("within the vDisk");
-                assert!(
-                    plan::checksums_match(range, payload, &write.checksums),
-                    "damaged on the way"
-                );
-                let old = |cluster| {
-                    let zeroes = || Bytes::from_static(&[0; CLUSTER]);
-                    self.cluster(cluster, backend).unwrap_or_else(zeroes)
-                };
-                let data = plan::merge(range, payload, old);
-                let checksums = data.chunks_exact(CLUSTER).map(crc32c).collect();
-                let cluster = range.clusters_touched().start;
-                vec![Change::Write { cluster, data, checksums }]
-            }
-            Request::Unmap(unmap) => {
-                let range = ByteRange::new(unmap.offset, unmap.len).expect("within the vDisk");
-                let steps = plan::unmap(range, |cluster| self.cluster(cluster, backend));
-                let change = |step| match step {
-                    UnmapStep::Write(cluster, data) => {
-                        Change::Write { cluster, checksums: vec![crc32c(&data)], data }
-                    }
-                    UnmapStep::Range(range) => Change::Unmap { range, kind: unmap.kind },
-                };
-                steps.into_iter().map(change).collect()
-            }
-            Request::Read(_)
-            | Request::Flush(_)
-            | Request::BlockStatus(_)
-            | Request::ReplayComplete(_) => unreachable!("these change nothing"),
-        }
-    }
-
-    fn read(&self, range: ByteRange, backend: &Backend) -> Bytes {
-        let mut out = Vec::with_capacity(model::usize_of(range.len()));
-        for cluster in range.clusters_touched().iter() {
-            let (start, len) = plan::part(range, cluster);
-            match self.cluster(cluster, backend) {
-                Some(data) => out.extend_from_slice(&data[start..start + len]),
-                None => out.resize(out.len() + len, 0),
-            }
-        }
-        Bytes::from(out)
-    }
-
-    /// Overlay, then page map, then backend; `None` is zeroes.
-    fn cluster(&self, cluster: Cluster, backend: &Backend) -> Option<Bytes> {
-        match self.volume.overlay.lookup(cluster) {
-            Lookup::Data(data, checksum) => {
-                assert_eq!(crc32c(&data), checksum, "the overlay's data isn't what came in");
-                Some(data)
-            }
-            Lookup::Unmapped => None,
-            Lookup::Below => {
-                let location = self.map.get(cluster)?;
-                let (offset, len) = sco::frame_range(location);
-                let bytes = backend.read(location.number(), offset, len);
-                let frame = Frame::verify(location, bytes).expect("the backend is honest");
-                let found = frame.cluster(location, cluster);
-                Some(found.expect("the page map points to its cluster").0)
-            }
-        }
-    }
-}
-
-fn head_state(backend: &Backend) -> HeadState {
-    let Some(put) = backend.head() else { return HeadState::default() };
-    let tlog = tlog(put);
+fn head_state(storage: &RefCell<Storage>) -> Result<HeadState, OpenError> {
+    let head = storage.borrow().head();
+    let Some((object, meta)) = head else { return Ok(HeadState::default()) };
+    let tlog = read_tlog(storage, object, &meta)?;
     let mut applied = applied::AppliedMap::default();
     for (generation, sequences) in &tlog.applied {
         applied.set(*generation, applied::AppliedSet::from_wire(sequences));
     }
     let epochs = tlog.epochs.iter().copied().collect();
-    HeadState { object: Some(put.object), last_lsn: put.meta.last_lsn, applied, epochs }
+    Ok(HeadState { object: Some(object), last_lsn: meta.last_lsn, applied, epochs })
+}
+
+fn read_tlog(
+    storage: &RefCell<Storage>,
+    object: ObjectId,
+    meta: &Meta,
+) -> Result<Tlog, Unreadable> {
+    let part = storage.borrow_mut().read(object.number, meta.tlog_offset, meta.tlog_len)?;
+    Ok(Tlog::decode(&part).expect("what was read verified"))
 }

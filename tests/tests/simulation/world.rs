@@ -1,48 +1,38 @@
-//! One life: a user, an edge, a router, a backend, a network between them, and a seed that decides what goes wrong.
+//! One life: a user, an edge, a router, two proxies, arakoon, seven or eight ASDs, a network between them, and a seed that
+//! decides what goes wrong.
 //!
 //! Invariant: every choice comes from the seed's stream, in the order of simulated events.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use bytes::Bytes;
-use edge_core::session::{
-    Answer, CallKey, Effect, Event, Failure, Op, Outcome, Request, Session, Settings,
-};
-use holdfast_tests::history::{Effect as Mark, History, Survival};
-use holdfast_tests::stamp::{Observed, Stamp, UNIT};
-use model::{AttachmentGeneration, Now, ObjectId};
-use router_core::crc32c;
-use sim::{Chance, FaultCounts, Happening, Link, NodeId, Random, Trace, World};
-use wire::router::{Attached, Durability, UnmapKind};
+use edge_core::session::{Effect, Event, IoError, Outcome, Session};
+use holdfast_tests::history::{History, Survival};
+use holdfast_tests::stamp::Observed;
+use model::Now;
+use sim::{Chance, Clock, FaultCounts, Happening, Link, NodeId, Random, Schedule, Trace, World};
 
-use super::backend::{Backend, Put, Refused};
-use super::router::{Router, Wish};
+use super::accounting::audit;
+use super::message::{ARAKOON, ASDS, EDGE, Message, PROXIES, ROUTER, USER};
+use super::reading::Unreadable;
+use super::register::Answer;
+use super::router::{OpenError, Router, Wish};
+use super::storage::Storage;
+use super::user::{Asked, CLUSTERS, UNITS, settings};
 
-const USER: NodeId = NodeId(0);
-const EDGE: NodeId = NodeId(1);
-const ROUTER: NodeId = NodeId(2);
-const BACKEND: NodeId = NodeId(3);
-
-const CLUSTERS: u64 = 80;
-const UNITS: u64 = CLUSTERS * 8;
-const REQUESTS: u64 = 260;
-const IN_FLIGHT_MAX: usize = 12;
 /// Simulated time after which a life that should be quiet is stuck.
-const PATIENCE: Duration = Duration::from_secs(600);
+const PATIENCE: Duration = Duration::from_secs(900);
+/// After so long holes that still stand have no place to go.
+const FILL_PATIENCE: Duration = Duration::from_secs(15);
+/// An ATTACH that isn't answered by then is given up with its connection.
+const ATTACH_PATIENCE: Duration = Duration::from_millis(250);
+/// An edge that was told to come back later.
+const NOT_NOW: Duration = Duration::from_millis(12);
+const PROXY_TICK: Duration = Duration::from_millis(10);
 
 #[derive(Debug, Clone)]
-enum Message {
-    Attach { link: u64, reclaim: Option<AttachmentGeneration> },
-    Attached { link: u64, answer: Option<Attached> },
-    Request { link: u64, key: CallKey, request: Request },
-    Answer { link: u64, key: CallKey, result: Result<Answer, Failure> },
-    Put(Put),
-    PutAnswer { object: ObjectId, result: Result<(), Refused> },
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Timer {
+pub enum Timer {
     /// The user's next request, or the next accident.
     Act,
     /// The edge's clock.
@@ -53,194 +43,374 @@ enum Timer {
     Synced,
     /// The router's own clock.
     Relieve,
-    /// The router's process starts again.
-    Restart,
-}
-
-/// What the user waits for.
-#[derive(Debug, Clone)]
-enum Asked {
-    Change { operation: u64, durability: Durability },
-    Read { began: u64, unit: u64 },
-    Flush { began: u64 },
+    StartRouter,
+    ProxyTick(usize),
+    StartProxy(usize),
+    StartArakoon,
+    StartAsd(usize),
+    /// An ASD's disk is done.
+    Reply(NodeId, Box<Message>),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Phase {
+pub enum Phase {
     Busy,
     /// No more accidents; everything must come to rest.
     Calm,
-    /// The log is damaged and says so: the vDisk waits for an operator (L7).
-    Gap,
+    /// What is missing was reported: the vDisk waits for an operator (L5, L7).
+    Reported,
+}
+
+/// What this life is about; most are about everything that must be survived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mode {
+    Usual,
+    /// The log's disk rots below what was synced: it must be noticed.
+    LogRot,
+    /// The log's disk loses and misplaces what it confirmed: order must be kept all the same, or a gap reported.
+    LogBetrayed,
+    /// More bad disks than any policy survives: never wrong bytes.
+    ManyBadAsds,
+}
+
+/// What a connection is: what arrives is what was sent, in order and without gaps, up to where it broke. So behind a
+/// message that a cut swallowed nothing arrives any more, even when the way is open again.
+#[derive(Debug, Default)]
+struct Carried {
+    requests: u64,
+    answers: u64,
+    answers_heard: u64,
+    /// By connection: an old one's requests may still be under way.
+    requests_heard: BTreeMap<u64, u64>,
+}
+
+impl Carried {
+    /// Whether this request is the next one of its connection.
+    fn hears_request(&mut self, link: u64, number: u64) -> bool {
+        let heard = self.requests_heard.entry(link).or_default();
+        let is_next = number == *heard;
+        *heard += u64::from(is_next);
+        is_next
+    }
+
+    fn hears_answer(&mut self, number: u64) -> bool {
+        let is_next = number == self.answers_heard;
+        self.answers_heard += u64::from(is_next);
+        is_next
+    }
 }
 
 pub struct Life {
-    seed: u64,
-    random: Random,
-    world: World<Message, Timer>,
-    session: Session<u64>,
+    pub seed: u64,
+    pub schedule: Schedule,
+    pub random: Random,
+    pub world: World<Message, Timer>,
+    pub clocks: BTreeMap<NodeId, Clock>,
+    pub session: Session<u64>,
     /// The connection's number, while there is one.
-    link: Option<u64>,
+    pub link: Option<u64>,
     links: u64,
-    router: Router,
-    backend: Backend,
-    history: History,
-    asked: BTreeMap<u64, Asked>,
-    requests: u64,
-    phase: Phase,
-    rots: bool,
-    trace: Trace,
-    counts: FaultCounts,
+    carried: Carried,
+    was_live: bool,
+    /// Since when an answer to ATTACH is awaited.
+    pub attaching: Option<Duration>,
+    pub router: Router,
+    pub storage: RefCell<Storage>,
+    pub history: History,
+    pub asked: BTreeMap<u64, Asked>,
+    pub requests: u64,
+    pub phase: Phase,
+    pub mode: Mode,
+    /// A new edge takes over; what it must find when it attaches.
+    pub takeover: Option<Survival>,
+    calm_since: Duration,
+    pub trace: Trace,
+    /// Print the whole trace, not only its end.
+    loud: bool,
+    pub counts: FaultCounts,
 }
 
 impl Life {
-    pub fn new(seed: u64) -> Self {
+    pub fn new(seed: u64, schedule: Schedule) -> Self {
         let mut random = Random::new(seed);
-        let mut world = World::new(random.fork(), Link::good());
-        for (from, to) in [(ROUTER, BACKEND), (BACKEND, ROUTER)] {
-            world.network.set_link(from, to, Link::bad());
+        let mode = match random.below(100) {
+            0..7 => Mode::LogRot,
+            7..16 => Mode::LogBetrayed,
+            16..25 => Mode::ManyBadAsds,
+            _ => Mode::Usual,
+        };
+        let allowed = match mode {
+            Mode::Usual => true,
+            Mode::LogRot => schedule.faults.contains("log rot"),
+            Mode::LogBetrayed => schedule.faults.contains("log betrayed"),
+            Mode::ManyBadAsds => schedule.faults.contains("many bad asds"),
+        };
+        let mode = if allowed { mode } else { Mode::Usual };
+        let world = World::new(random.fork(), Link::good());
+        let mut storage = Storage::new(&mut random);
+        // Each object loses at most one fragment to them, which every policy survives at c.
+        let bad = if mode == Mode::ManyBadAsds { 4 } else { 1 };
+        let mut order: Vec<usize> = (0..storage.asds.len()).collect();
+        random.shuffle(&mut order);
+        for at in order.into_iter().take(bad) {
+            storage.asds[at].unlucky = true;
         }
         let router = Router::new(&mut random, CLUSTERS * 4096);
         let session = Session::new(settings(), random.u64());
-        let rots = random.happens(Chance::percent(12));
-        Self {
+        let mut life = Self {
             seed,
+            schedule,
             random,
             world,
+            clocks: BTreeMap::new(),
             session,
             link: None,
             links: 0,
+            carried: Carried::default(),
+            was_live: false,
+            attaching: None,
             router,
-            backend: Backend::default(),
+            storage: RefCell::new(storage),
             history: History::new(usize::try_from(UNITS).expect("small")),
             asked: BTreeMap::new(),
             requests: 0,
             phase: Phase::Busy,
-            rots,
+            mode,
+            takeover: None,
+            calm_since: Duration::ZERO,
             trace: Trace::default(),
+            loud: std::env::var("HOLDFAST_TRACE").is_ok_and(|value| value == "1"),
             counts: FaultCounts::default(),
-        }
+        };
+        life.set_the_stage();
+        life
     }
 
     pub fn faults(&self) -> FaultCounts {
         let mut all = self.counts.clone();
         all.add(&self.world.faults());
         all.add(&self.router.disk_faults());
+        let storage = self.storage.borrow();
+        all.add(&storage.counts);
+        for asd in &storage.asds {
+            all.add(&asd.all_counts());
+        }
         all
+    }
+
+    pub fn now(&self, node: NodeId) -> Now {
+        let clock = self.clocks.get(&node).copied().unwrap_or_default();
+        Now(clock.read(self.world.now()))
     }
 
     /// Lives to the end; the digest of all that happened.
     pub fn run(&mut self) -> u64 {
         self.start_router();
-        for (node, timer) in [(USER, Timer::Act), (EDGE, Timer::Attach), (EDGE, Timer::Tick)] {
-            self.world.wake(node, Duration::from_millis(1), timer);
-        }
-        while self.phase != Phase::Gap && !self.is_at_rest() {
+        self.wake_nodes();
+        self.world.wake(USER, Duration::from_millis(1), Timer::Act);
+        while self.phase != Phase::Reported && !self.is_at_rest() {
             let Some(happening) = self.world.step() else { self.fail("nothing happens any more") };
             self.happen(happening);
+            self.notice_loss();
             if PATIENCE < self.world.now() {
-                self.fail(&format!("stuck with {:?}", self.asked));
+                let (live, drained) = (self.session.is_live(), self.router.is_drained());
+                let idle = self.storage.borrow().is_idle();
+                let state = format!("live: {live}, drained: {drained}, backend idle: {idle}");
+                self.fail(&format!("stuck with {:?}; {state}", self.asked));
             }
         }
-        if self.phase != Phase::Gap {
+        if self.phase != Phase::Reported {
             self.judge(Survival::Alive);
+            self.audit();
             self.power_cut_of_everything();
         }
         self.trace.digest()
     }
 
+    fn wake_nodes(&mut self) {
+        for timer in [Timer::Attach, Timer::Tick] {
+            self.world.wake(EDGE, Duration::from_millis(1), timer);
+        }
+        for (at, node) in PROXIES.into_iter().enumerate() {
+            self.world.wake(node, PROXY_TICK, Timer::ProxyTick(at));
+        }
+    }
+
     fn is_at_rest(&self) -> bool {
         // Live: what a dead router had acknowledged and lost was replayed.
         let quiet = self.asked.is_empty() && self.session.is_live() && self.router.is_drained();
-        self.phase == Phase::Calm && quiet
+        if self.phase != Phase::Calm || !quiet {
+            return false;
+        }
+        let storage = self.storage.borrow();
+        let holes = storage.register.manifests.values().any(|manifest| 0 < manifest.holes());
+        let patient = self.world.now() - self.calm_since < FILL_PATIENCE;
+        storage.is_idle() && (!patient || storage.is_repaired() && !holes)
     }
 
     fn happen(&mut self, happening: Happening<Message, Timer>) {
         match happening {
-            Happening::Timer { timer, .. } => self.fire(timer),
-            Happening::Message { message, .. } => self.receive(message),
+            Happening::Timer { timer, node } => self.fire(node, timer),
+            Happening::Message { from, to, message } => self.receive(from, to, message),
         }
         self.settle();
     }
 
-    fn fire(&mut self, timer: Timer) {
+    fn fire(&mut self, node: NodeId, timer: Timer) {
+        let now = self.now(node);
         match timer {
             Timer::Act => self.act(),
             Timer::Tick => {
-                self.session.tick(now(&self.world));
+                self.session.tick(now);
+                let patience = self.world.now().saturating_sub(ATTACH_PATIENCE);
+                if self.attaching.is_some_and(|since| since <= patience) {
+                    self.cut();
+                }
                 self.world.wake(EDGE, Duration::from_millis(40), Timer::Tick);
             }
             Timer::Attach => self.attach(),
-            Timer::Synced => self.router.synced(&self.backend),
+            Timer::Synced => self.router.synced(&self.storage),
             Timer::Relieve => {
                 self.router.relieve();
+                self.router.unstall(&self.storage);
+                if self.random.happens(Chance::percent(8)) {
+                    let storage = self.storage.get_mut();
+                    storage.favourite = 1 - storage.favourite;
+                }
                 self.router.put_again();
                 if self.phase == Phase::Calm {
                     self.router.seal();
                 }
                 self.world.wake(ROUTER, Duration::from_millis(30), Timer::Relieve);
             }
-            Timer::Restart => self.start_router(),
+            Timer::StartRouter => self.start_router(),
+            Timer::ProxyTick(at) => {
+                self.tend_asds();
+                self.storage.get_mut().tick_proxy(at, now);
+                self.world.wake(node, PROXY_TICK, Timer::ProxyTick(at));
+            }
+            Timer::StartProxy(at) => {
+                self.storage.get_mut().start_proxy(at);
+                self.world.wake(node, PROXY_TICK, Timer::ProxyTick(at));
+            }
+            Timer::StartArakoon => {
+                self.world.restart(ARAKOON);
+                self.refresh_reach();
+            }
+            Timer::StartAsd(at) => self.start_asd(at),
+            Timer::Reply(to, message) => self.world.send(node, to, *message),
         }
     }
 
-    fn receive(&mut self, message: Message) {
+    fn receive(&mut self, from: NodeId, to: NodeId, message: Message) {
+        let now = self.now(to);
+        let proxy = PROXIES.iter().position(|node| *node == to).unwrap_or(0);
         match message {
             Message::Attach { link, reclaim } => {
+                if reclaim.is_none() && !self.take_over() {
+                    self.world.send(ROUTER, EDGE, Message::Attached { link, answer: None });
+                    return;
+                }
                 let answer = self.router.attach(link, reclaim);
                 self.world.send(ROUTER, EDGE, Message::Attached { link, answer });
             }
             Message::Attached { link, answer } if self.link == Some(link) => match answer {
                 Some(attached) => {
                     self.note(format_args!("attached {attached:?}"));
-                    let outcome = self.session.attached(now(&self.world), &attached);
-                    if let Err(error) = outcome {
+                    self.counts.count("edge: down to replaying");
+                    self.attaching = None;
+                    if let Err(error) = self.session.attached(now, &attached) {
                         self.fail(&format!("the only router's answer was refused: {error}"));
                     }
                 }
-                None => self.cut(),
+                None => self.cut_for(NOT_NOW),
             },
-            Message::Request { link, key, request } => {
-                self.router.serve(link, key, request, &self.backend);
+            Message::Request { link, number, key, request } => {
+                if self.carried.hears_request(link, number) {
+                    self.router.serve(link, key, request, &self.storage);
+                } else if self.link == Some(link) {
+                    self.cut();
+                }
             }
-            Message::Answer { link, key, result } if self.link == Some(link) => {
-                self.session.answered(now(&self.world), key, result);
+            Message::Answer { link, number, key, result } if self.link == Some(link) => {
+                if self.carried.hears_answer(number) {
+                    self.session.answered(now, key, result);
+                } else {
+                    self.cut();
+                }
             }
-            Message::Put(put) => {
-                let result = self.backend.put(&put);
-                self.note(format_args!("put {} {result:?}", put.object));
-                let object = put.object;
-                self.world.send(BACKEND, ROUTER, Message::PutAnswer { object, result });
-            }
+            Message::Put(put) => self.storage.get_mut().put(proxy, put, now),
             Message::PutAnswer { object, result } => {
-                self.router.put_answered(object, result, &self.backend);
+                self.note(format_args!("put of {object}: {result:?}"));
+                self.router.put_answered(object, result, &self.storage);
+            }
+            Message::Fragment { call, op } => self.serve_fragment(from, to, (call, &op)),
+            Message::FragmentDone { call, outcome } => {
+                self.storage.get_mut().fragment_done(proxy, call, outcome, now);
+            }
+            Message::Transact { call, transaction } => {
+                let mut answer = self.storage.get_mut().register.transact(call, &transaction);
+                if self.strikes("answer lies", Chance::percent(2)) {
+                    self.counts.count("arakoon did it and said unknown");
+                    answer = Answer::Unknown;
+                }
+                self.world.send(ARAKOON, from, Message::Transacted { call, answer });
+            }
+            Message::Transacted { call, answer } => {
+                self.storage.get_mut().transacted(proxy, call, &answer, now);
             }
             // Of a connection that was given up.
             Message::Attached { .. } | Message::Answer { .. } => {}
         }
     }
 
-    /// Carries out what session and router want.
+    /// Carries out what session, router and proxies want.
     fn settle(&mut self) {
         loop {
-            let effects: Vec<Effect<u64>> = self.session.effects(now(&self.world)).collect();
+            let now = self.now(EDGE);
+            let effects: Vec<Effect<u64>> = self.session.effects(now).collect();
+            let was_live = std::mem::replace(&mut self.was_live, self.session.is_live());
+            if !was_live && self.was_live {
+                self.counts.count("edge: replaying to live");
+            }
             let wishes = self.router.wishes();
-            if effects.is_empty() && wishes.is_empty() {
+            let out = std::mem::take(&mut self.storage.get_mut().out);
+            if effects.is_empty() && wishes.is_empty() && out.is_empty() {
                 return;
             }
             for effect in effects {
                 self.carry_out(effect);
             }
             for wish in wishes {
-                match wish {
-                    Wish::Answer { link, key, result } => {
-                        self.world.send(ROUTER, EDGE, Message::Answer { link, key, result });
-                    }
-                    Wish::Put(put) => self.world.send(ROUTER, BACKEND, Message::Put(put)),
-                    Wish::Sync(time) => {
-                        self.world.wake(ROUTER, time, Timer::Synced);
-                    }
-                    Wish::Died => self.fail("the log can't be written on an honest disk"),
+                self.grant(wish);
+            }
+            for (from, to, message) in out {
+                self.world.send(from, to, message);
+            }
+        }
+    }
+
+    fn grant(&mut self, wish: Wish) {
+        match wish {
+            Wish::Answer { link, key, result } => {
+                // What an earlier connection asked is answered there, and nobody listens.
+                if self.link == Some(link) {
+                    let number = self.carried.answers;
+                    self.carried.answers += 1;
+                    self.world.send(ROUTER, EDGE, Message::Answer { link, number, key, result });
+                }
+            }
+            Wish::Put(put) => {
+                let favourite = PROXIES[self.storage.borrow().favourite];
+                self.world.send(ROUTER, favourite, Message::Put(put));
+            }
+            Wish::Sync(time) => {
+                self.world.wake(ROUTER, time, Timer::Synced);
+            }
+            Wish::Died => {
+                if self.router.is_up() {
+                    self.counts.count("router died of its disk");
+                    self.crash_router(Router::kill);
                 }
             }
         }
@@ -250,139 +420,30 @@ impl Life {
         match effect {
             Effect::Call { key, request } => {
                 let Some(link) = self.link else { self.fail("a call without a connection") };
-                self.world.send(EDGE, ROUTER, Message::Request { link, key, request });
+                let number = self.carried.requests;
+                self.carried.requests += 1;
+                self.world.send(EDGE, ROUTER, Message::Request { link, number, key, request });
             }
             Effect::Reply { ticket, result } => self.replied(ticket, result),
             Effect::Relink { why, .. } => {
                 self.note(format_args!("relink: {why}"));
                 self.cut();
             }
-            Effect::Event(Event::Recovered { .. }) => {}
+            Effect::Event(Event::Recovered { replayed }) => self.counts.count(match replayed {
+                0 => "edge: nothing to replay",
+                _ => "edge: changes replayed",
+            }),
             Effect::Event(event) => self.fail(&format!("{event:?}")),
         }
     }
 
-    fn replied(&mut self, ticket: u64, result: Result<Outcome, edge_core::session::IoError>) {
+    fn replied(&mut self, ticket: u64, result: Result<Outcome, IoError>) {
         let Some(asked) = self.asked.remove(&ticket) else { self.fail("answered twice") };
         self.note(format_args!("reply {ticket} to {asked:?}"));
-        let violations = match (asked, result) {
-            (Asked::Change { operation, durability: Durability::Normal }, Ok(Outcome::Done)) => {
-                self.history.acknowledged(operation);
-                vec![]
-            }
-            (Asked::Change { operation, durability: Durability::Durable }, Ok(Outcome::Done)) => {
-                self.history.acknowledged_durably(operation);
-                vec![]
-            }
-            (Asked::Flush { began }, Ok(Outcome::Done)) => {
-                self.history.flushed(began);
-                vec![]
-            }
-            (Asked::Read { began, unit }, Ok(Outcome::Data(parts))) => {
-                let observed = self.observe(unit, &parts.concat());
-                self.history.check_read(began, unit, &observed)
-            }
-            (asked, result) => self.fail(&format!("{asked:?} was answered {result:?}")),
-        };
+        let violations = self.take_reply(asked, result);
         if let Some(violation) = violations.first() {
             self.fail(&violation.to_string());
         }
-    }
-
-    fn observe(&self, first: u64, bytes: &[u8]) -> Vec<Observed> {
-        let units = (first..).zip(bytes.chunks_exact(UNIT));
-        units.map(|(unit, bytes)| Stamp::observe(self.seed, unit, bytes)).collect()
-    }
-
-    /// The user's next request, or an accident.
-    fn act(&mut self) {
-        if self.requests == REQUESTS {
-            self.calm_down();
-            return;
-        }
-        match self.random.below(1000) {
-            0..6 => {
-                self.counts.count("connection cut");
-                self.cut();
-            }
-            6..10 => self.crash_router("router killed", Router::kill),
-            10..14 => self.crash_router("router power cut", Router::power_cut),
-            14..16 => self.power_cut_of_everything(),
-            16..24 if self.world.network.is_open(ROUTER, BACKEND) => {
-                self.counts.count("backend cut off");
-                self.world.network.partition(&[ROUTER], &[BACKEND]);
-            }
-            16..40 => self.world.network.heal(),
-            40..50 => self.router.seal(),
-            _ if self.asked.len() < IN_FLIGHT_MAX => self.ask(),
-            _ => {}
-        }
-        let pause = self.random.duration(&(Duration::ZERO..=Duration::from_millis(2)));
-        self.world.wake(USER, pause, Timer::Act);
-    }
-
-    fn calm_down(&mut self) {
-        self.phase = Phase::Calm;
-        self.world.network.heal();
-        self.world.network.set_link(ROUTER, BACKEND, Link::good());
-        self.world.network.set_link(BACKEND, ROUTER, Link::good());
-        self.note(format_args!("calm"));
-    }
-
-    fn ask(&mut self) {
-        let ticket = self.requests;
-        self.requests += 1;
-        let (unit, count) = self.place();
-        let (offset, len) = (unit * UNIT as u64, count * UNIT as u64);
-        let durable = self.random.happens(Chance::percent(8));
-        let durability = if durable { Durability::Durable } else { Durability::Normal };
-        let (asked, op) = match self.random.below(100) {
-            0..55 => {
-                let operation = self.history.begin(Mark::Write, unit..unit + count);
-                let data = self.data(unit, count, operation);
-                let checksums = checksums(offset, &data);
-                (
-                    Asked::Change { operation, durability },
-                    Op::Write { offset, data, checksums, durability },
-                )
-            }
-            55..65 => {
-                let operation = self.history.begin(Mark::Zero, unit..unit + count);
-                let kind = UnmapKind::Zero;
-                (
-                    Asked::Change { operation, durability },
-                    Op::Unmap { offset, len, kind, durability },
-                )
-            }
-            65..92 => {
-                let len = u32::try_from(len).expect("small");
-                (Asked::Read { began: self.history.now(), unit }, Op::Read { offset, len })
-            }
-            _ => (Asked::Flush { began: self.history.now() }, Op::Flush),
-        };
-        self.note(format_args!("ask {ticket}: {asked:?} at unit {unit}, {count} units"));
-        self.asked.insert(ticket, asked);
-        self.session.submit(now(&self.world), op, ticket);
-    }
-
-    /// Up to eight clusters, half of the time in a hot corner, a third of the time ragged.
-    fn place(&mut self) -> (u64, u64) {
-        let span = if self.random.happens(Chance::percent(50)) { UNITS / 8 } else { UNITS };
-        let mut unit = self.random.below(span);
-        let mut count = 1 + self.random.below(64);
-        if self.random.happens(Chance::percent(66)) {
-            unit -= unit % 8;
-            count = count.next_multiple_of(8);
-        }
-        (unit, count.min(UNITS - unit))
-    }
-
-    fn data(&self, unit: u64, count: u64, operation: u64) -> Bytes {
-        let mut data = vec![0; usize::try_from(count).expect("small") * UNIT];
-        for (unit, bytes) in (unit..).zip(data.chunks_exact_mut(UNIT)) {
-            Stamp { run: self.seed, unit, operation }.write_to(bytes);
-        }
-        Bytes::from(data)
     }
 
     fn attach(&mut self) {
@@ -392,6 +453,10 @@ impl Life {
         if self.router.is_up() {
             self.links += 1;
             self.link = Some(self.links);
+            let mut requests_heard = std::mem::take(&mut self.carried.requests_heard);
+            let kept = requests_heard.split_off(&self.links.saturating_sub(8));
+            self.carried = Carried { requests_heard: kept, ..Carried::default() };
+            self.attaching = Some(self.world.now());
             let reclaim = self.session.reclaim();
             self.world.send(EDGE, ROUTER, Message::Attach { link: self.links, reclaim });
         } else {
@@ -400,106 +465,165 @@ impl Life {
     }
 
     /// The connection is gone. What it carried to the router may still arrive there.
-    fn cut(&mut self) {
+    pub fn cut(&mut self) {
+        self.cut_for(Duration::from_millis(1));
+    }
+
+    fn cut_for(&mut self, pause: Duration) {
+        self.attaching = None;
         if self.link.take().is_some() {
             self.note(format_args!("cut"));
+            let live = self.session.is_live();
+            self.counts.count(if live { "edge: live to down" } else { "edge: replaying to down" });
             self.session.unlinked();
-            self.world.wake(EDGE, Duration::from_millis(1), Timer::Attach);
+            self.world.wake(EDGE, pause, Timer::Attach);
         }
     }
 
-    fn crash_router(&mut self, kind: &'static str, crash: fn(&mut Router)) {
-        if !self.router.is_up() {
-            return;
-        }
-        self.note(format_args!("{kind}"));
-        self.counts.count(kind);
-        crash(&mut self.router);
-        if self.rots && self.random.happens(Chance::percent(50)) {
-            self.router.rot(&mut self.random);
-        }
-        self.world.crash(ROUTER);
-        self.world.restart(ROUTER);
-        self.cut();
-        let pause = self.random.duration(&(Duration::from_millis(1)..=Duration::from_millis(30)));
-        self.world.wake(ROUTER, pause, Timer::Restart);
-    }
-
-    fn start_router(&mut self) {
-        if let Err(gap) = self.router.open(&mut self.backend) {
-            self.note(format_args!("gap: {gap}"));
-            if !self.rots {
-                self.fail(&format!("a gap on honest disks: {gap}"));
+    pub fn start_router(&mut self) {
+        match self.router.open(&self.storage) {
+            Ok(()) => {
+                self.note(format_args!("router is up: {}", self.router.describe()));
+                self.world.wake(ROUTER, Duration::from_millis(30), Timer::Relieve);
             }
-            self.counts.count("rot reported as a gap");
-            self.phase = Phase::Gap;
-            return;
+            Err(OpenError::Gap(gap)) => {
+                let kind = match self.mode {
+                    Mode::LogRot => "recovery: gap reported",
+                    Mode::LogBetrayed => "recovery: a betrayed log reported a gap",
+                    Mode::Usual | Mode::ManyBadAsds => {
+                        self.fail(&format!("a gap on honest disks: {gap}"))
+                    }
+                };
+                self.note(format_args!("gap: {gap}"));
+                self.counts.count(kind);
+                self.phase = Phase::Reported;
+            }
+            Err(OpenError::Away) => self.start_router_later("recovery: backend away, later"),
+            Err(OpenError::Disk) => {
+                self.start_router_later("recovery: the disk failed, later");
+            }
         }
-        self.note(format_args!("router is up: {}", self.router.describe()));
-        self.world.wake(ROUTER, Duration::from_millis(30), Timer::Relieve);
     }
 
-    /// The user, the edge and the router lose power at once; what is there afterwards is judged.
-    fn power_cut_of_everything(&mut self) {
+    fn start_router_later(&mut self, why: &'static str) {
+        self.note(format_args!("{why}"));
+        self.counts.count(why);
+        self.world.wake(ROUTER, Duration::from_millis(40), Timer::StartRouter);
+    }
+
+    pub fn calm_down(&mut self) {
+        self.phase = Phase::Calm;
+        self.calm_since = self.world.now();
+        self.note(format_args!("calm"));
+        self.make_peace();
+    }
+
+    /// The user, the edge, the router and the whole backend lose power at once; what is there afterwards is judged.
+    pub fn power_cut_of_everything(&mut self) {
         self.note(format_args!("power cut of everything"));
         self.counts.count("power cut of everything");
         self.router.power_cut();
-        for node in [EDGE, ROUTER] {
+        self.maybe_rot();
+        self.power_cut_of_the_backend();
+        let nodes = [EDGE, ROUTER].into_iter().chain(PROXIES);
+        for node in nodes {
             self.world.crash(node);
             self.world.restart(node);
         }
-        self.link = None;
+        (self.link, self.attaching) = (None, None);
         self.asked.clear();
+        self.takeover = None;
         self.session = Session::new(settings(), self.random.u64());
+        self.router.set_disk_faults(|faults| *faults = sim::DiskFaults::none());
         self.start_router();
-        if self.phase == Phase::Gap {
+        self.notice_loss();
+        if self.phase == Phase::Reported {
             return;
         }
-        self.judge(Survival::Crash);
-        for timer in [Timer::Attach, Timer::Tick] {
-            self.world.wake(EDGE, Duration::from_millis(1), timer);
-        }
+        let betrayed = self.mode == Mode::LogBetrayed;
+        self.judge(if betrayed { Survival::Betrayed } else { Survival::Crash });
+        self.wake_nodes();
+        self.set_log_faults();
     }
 
-    fn judge(&mut self, survival: Survival) {
-        let bytes = self.router.image(&self.backend);
-        self.trace.bytes(&bytes);
-        let image = self.observe(0, &bytes);
-        let violations = self.history.check_image(&image, survival);
-        if let Some(violation) = violations.first() {
-            self.fail(&format!("{survival:?}: {} units are wrong: {violation}", violations.len()));
-        }
-        if survival == Survival::Crash {
+    /// Reads the whole vDisk and judges it.
+    pub fn judge(&mut self, survival: Survival) {
+        let bytes = match self.router.image(&self.storage) {
+            Ok(bytes) => bytes,
+            Err(Unreadable::Lost(object)) => {
+                return self.note_loss(&format!("{object} is lost"));
+            }
+            Err(Unreadable::Now) => self.fail("unreadable though nothing is away"),
+        };
+        let image = self.judge_image(&bytes, survival);
+        if survival != Survival::Alive {
             self.history.rebase(&image);
         }
     }
 
-    fn note(&mut self, what: std::fmt::Arguments<'_>) {
+    /// What the bytes of the whole vDisk say, if that may be.
+    pub fn judge_image(&mut self, bytes: &[u8], survival: Survival) -> Vec<Observed> {
+        self.trace.bytes(bytes);
+        let image = self.observe(0, bytes);
+        let violations = self.history.check_image(&image, survival);
+        if let Some(violation) = violations.first() {
+            self.fail(&format!("{survival:?}: {} units are wrong: {violation}", violations.len()));
+        }
+        if survival == Survival::Betrayed
+            && !self.history.check_image(&image, Survival::Crash).is_empty()
+        {
+            self.counts.count("recovery: a betrayed log lost its end");
+        }
+        image
+    }
+
+    fn audit(&mut self) {
+        if self.mode == Mode::ManyBadAsds || self.phase == Phase::Reported {
+            return;
+        }
+        let mut counts = FaultCounts::default();
+        let audited = audit(&self.storage.borrow(), &mut counts);
+        self.counts.add(&counts);
+        if let Err(why) = audited {
+            self.fail(&why);
+        }
+    }
+
+    /// An object can't be read whoever is asked: right only when more disks are bad than any policy survives.
+    fn note_loss(&mut self, what: &str) {
+        if self.mode != Mode::ManyBadAsds {
+            self.fail(what);
+        }
+        self.note(format_args!("{what}"));
+        self.counts.count("read: data loss reported");
+        self.phase = Phase::Reported;
+    }
+
+    fn notice_loss(&mut self) {
+        let lost = self.storage.borrow().lost;
+        if let Some(object) = lost {
+            self.note_loss(&format!("{object} is lost"));
+        }
+    }
+
+    pub fn asd_node(at: usize) -> NodeId {
+        NodeId(ASDS + u32::try_from(at).expect("few"))
+    }
+
+    /// Whether this kind of accident may happen, and happens now.
+    pub fn strikes(&mut self, kind: &str, chance: Chance) -> bool {
+        let strikes = self.random.happens(chance);
+        strikes && self.phase == Phase::Busy && self.schedule.faults.contains(kind)
+    }
+
+    pub fn note(&mut self, what: std::fmt::Arguments<'_>) {
+        if self.loud {
+            eprintln!("{:>12.6} {what}", self.world.now().as_secs_f64());
+        }
         self.trace.note(self.world.now(), what);
     }
 
-    fn fail(&self, why: &str) -> ! {
-        panic!("{}\nseed {}: {why}", self.trace, self.seed);
+    pub fn fail(&self, why: &str) -> ! {
+        panic!("{}\nseed {} ({}): {why}", self.trace, self.seed, self.schedule);
     }
-}
-
-fn settings() -> Settings {
-    Settings {
-        log_bytes: 400 << 10,
-        log_entries: 24,
-        flush_after: Duration::from_millis(300),
-        io_deadline: None,
-        call_timeout: Duration::from_secs(60),
-        unreadable_patience: Duration::from_secs(3600),
-    }
-}
-
-fn now(world: &World<Message, Timer>) -> Now {
-    Now(world.now())
-}
-
-/// CRC-32C of the part of the data in each cluster.
-fn checksums(offset: u64, data: &[u8]) -> Vec<u32> {
-    let range = model::ByteRange::new(offset, model::u64_of(data.len())).expect("within the vDisk");
-    router_core::plan::parts(range, data).map(crc32c).collect()
 }
