@@ -277,7 +277,11 @@ impl Router {
                 Err(BackendError::Refused(error)) if error.code == proxy_code::NO_NAMESPACE => {}
                 Err(error) => return Err(from_backend(&error)),
             }
+            let dtl = self.facts.dtl(vdisk).await.map_err(|error| error.to_wire())?;
             self.facts.remove_vdisk(&read).await.map_err(|error| error.to_wire())?;
+            if let Some(dtl) = dtl {
+                self.forget_dtl(vdisk, &dtl.value).await;
+            }
             tracing::info!(name = read.value.name, %vdisk, "vDisk deleted");
         }
         let maps = self.maps.clone();

@@ -110,6 +110,10 @@ impl Router {
             };
             match verdict {
                 Verdict::End(slot) => {
+                    if matches!(slot, Slot::Elsewhere(_)) {
+                        // Its owner needs nothing of this log.
+                        self.state().release_unclaimed(vdisk);
+                    }
                     self.leave(vdisk, slot);
                     return;
                 }

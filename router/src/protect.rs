@@ -35,7 +35,7 @@ use crate::state::{Records, Slot};
 /// Targets kept in sync, if there are so many routers.
 const COPIES: usize = 1;
 /// How often it is seen whether the session under which a vDisk was opened is lost.
-const LOOK: Duration = Duration::from_millis(500);
+const LOOK: Duration = Duration::from_secs(1);
 
 /// A claim that is committed, and who was sealed.
 pub struct Claim {
@@ -188,6 +188,22 @@ impl Router {
             core.replay(Replayed { lsn, epoch, change, stamp, placement });
         }
         Ok(unsynced)
+    }
+
+    /// The vDisk is deleted: its targets forget it. Best effort; a target that is away keeps files that nobody asks for.
+    pub(crate) async fn forget_dtl(&self, vdisk: VdiskId, dtl: &DtlRecord) {
+        let mut drops = JoinSet::new();
+        for router in holders(&dtl.facts) {
+            let (peers, epoch) = (Arc::clone(&self.peers), dtl.epoch);
+            drops.spawn(async move {
+                (router, peers.drop_log(router, vdisk, epoch, Lsn(u64::MAX)).await)
+            });
+        }
+        while let Some(done) = drops.join_next().await {
+            if let Ok((router, Err(error))) = done {
+                tracing::info!(%vdisk, %router, %error, "a DTL target keeps the log of a deleted vDisk");
+            }
+        }
     }
 
     /// Answers whom the DTL covers, until the vDisk isn't served under this epoch any more.

@@ -37,8 +37,11 @@ pub struct Options {
 }
 
 impl Default for Options {
+    /// `HOLDFAST_DTL=sync` gives every cluster of the tests a DTL of this mode.
     fn default() -> Self {
-        Self { vdisks: vec![("demo", "4GiB")], up: Vec::new() }
+        let dtl = std::env::var("HOLDFAST_DTL").ok();
+        let up = dtl.into_iter().flat_map(|mode| ["--dtl".to_owned(), mode]).collect();
+        Self { vdisks: vec![("demo", "4GiB")], up }
     }
 }
 

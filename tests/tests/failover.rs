@@ -62,7 +62,7 @@ fn finish(verifier: &Verifier, going: Going) -> anyhow::Result<()> {
 
 #[test]
 fn a_killed_or_sleeping_owner_is_replaced_under_load_and_nothing_is_lost() -> anyhow::Result<()> {
-    let options = Options { vdisks: vec![("demo", "1GiB")], ..Options::default() };
+    let options = Options { vdisks: vec![("demo", "1GiB")], up: Vec::new() };
     let cluster = Cluster::start(options.with(&["--no-restart", "--dtl", "sync"]))?;
     let verifier = Verifier::new(cluster.target("demo"), 7, BYTES);
     let mut steps = Steps::default();

@@ -192,7 +192,12 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> anyhow::Result<()> {
     let dir = tempfile::Builder::new().prefix("hf-bench-").tempdir()?;
-    let options = Options { vdisks: vec![("demo", "8GiB"), ("wide", "1TiB")], up: cli.up.clone() };
+    let mut up = cli.up.clone();
+    if !up.iter().any(|arg| arg.starts_with("--dtl")) {
+        // What it is compared with copies its log to nobody either.
+        up.extend(["--dtl".to_owned(), "none".to_owned()]);
+    }
+    let options = Options { vdisks: vec![("demo", "8GiB"), ("wide", "1TiB")], up };
     let cluster = Cluster::start(options)?;
     let disk = Disk::below(&cluster.dir())?;
     let (plain, _running) = plain_servers(dir.path())?;
