@@ -40,7 +40,7 @@ const FILES_MAX: u32 = 64;
 const UNIT_CLUSTERS: u32 = 24;
 const IN_FLIGHT: usize = 3;
 /// How often a change that can't read what it overwrites in part is tried before its user hears of it.
-const UNREADABLE_TRIES: u32 = 12;
+const UNREADABLE_TRIES: u32 = 6;
 
 /// What the world shall do for the router.
 #[derive(Debug)]
