@@ -188,7 +188,14 @@ mod tests {
         let keys: Vec<String> =
             store.keys().map(|key| String::from_utf8_lossy(key).into_owned()).collect();
         let osd_key = format!("osd/{}", OsdId(7));
-        assert_eq!(keys, ["backend/default", osd_key.as_str(), "preset/default", "vpool/default"]);
+        let expected = [
+            "backend/default",
+            osd_key.as_str(),
+            "preset/default",
+            "vpool-dtl/default",
+            "vpool/default",
+        ];
+        assert_eq!(keys, expected);
         assert_eq!(changes(&cluster, &found, |key| store.get(key).cloned()).unwrap(), []);
     }
 
