@@ -25,6 +25,7 @@ use wire::router::code;
 use wire::{Role, WireError};
 
 use crate::facts::Change;
+use crate::open::OpenError;
 use crate::protect::holders;
 use crate::router::Router;
 use crate::state::Slot;
@@ -140,15 +141,18 @@ impl Router {
             shown.push((router, held.collect()));
         }
         // After the targets: what they trim meanwhile is below it.
-        let (head, _, _) = self.head(vdisk).await.map_err(|error| {
+        let unknown = |error: OpenError| {
             WireError::retry(code::RECOVERING, format!("the backend can't say its head: {error}"))
-        })?;
+        };
+        let (head, object, meta) = self.head(vdisk).await.map_err(unknown)?;
+        let head_state = self.head_state(object, head, meta.as_ref()).await.map_err(unknown)?;
         let evidence = Evidence {
             me: self.id,
             facts: &dtl.facts,
             mode: dtl.mode,
             head,
             own_last: None,
+            epochs: &head_state.epochs,
             sealed: &shown,
         };
         let missing = judge(&evidence).map(drop);

@@ -242,7 +242,7 @@ impl Router {
         Ok((meta.last_lsn, Some(object), Some(meta)))
     }
 
-    async fn head_state(
+    pub(crate) async fn head_state(
         &self,
         head: Option<ObjectId>,
         last_lsn: Lsn,

@@ -128,8 +128,8 @@ impl Router {
             }
         }
         let (facts, mode) = (&dtl.facts, dtl.mode);
-        let evidence = Evidence { me: self.id, facts, mode, head, own_last, sealed: &sealed };
-        let plan = judge(&evidence)?;
+        let (me, epochs, sealed) = (self.id, core.epochs(), sealed.as_slice());
+        let plan = judge(&Evidence { me, facts, mode, head, own_last, epochs, sealed })?;
         let entries = match &plan.source {
             Some(source) => self.peers.read(source, vdisk, epoch).await?,
             None => Vec::new(),

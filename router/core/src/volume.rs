@@ -231,6 +231,12 @@ impl Volume {
         &mut self.applied
     }
 
+    /// First LSN of each epoch that the backend's head or a pending change knows of (P10).
+    #[must_use]
+    pub const fn epochs(&self) -> &BTreeMap<Epoch, Lsn> {
+        &self.epochs
+    }
+
     /// A change that recovery found: it has an LSN and a place in the log already.
     pub fn replay(&mut self, found: Replayed) {
         assert_eq!(found.lsn, self.last.next(), "replay is contiguous");

@@ -200,6 +200,7 @@ async fn take_over(fake: &Fake, head: u64, from: RouterId) -> (Plan, Vec<Entry>)
         mode: DtlMode::Sync,
         head: Lsn(head),
         own_last: None,
+        epochs: &BTreeMap::new(),
         sealed: &sealed,
     };
     let plan = judge(&evidence).unwrap();
@@ -311,6 +312,7 @@ fn p12_a_restarted_target_keeps_log_and_seal_and_a_wiped_one_is_a_gap() {
             mode: DtlMode::Sync,
             head: Lsn(0),
             own_last: None,
+            epochs: &BTreeMap::new(),
             sealed: &[(A, logs)],
         };
         let gap = judge(&evidence).unwrap_err().to_string();

@@ -261,7 +261,9 @@ impl Owner {
         }
         let into = self.proposing.as_ref().is_some_and(|to| to.state == DtlState::InSync);
         match self.facts.state {
-            // P16: until a change is committed, a claimant who reads InSync waits for the DTL's lease alone.
+            // P16: a claimant who reads InSync waits for the DTL's lease alone, one who reads what is proposed for the
+            // session alone: it may be committed long before the owner hears of it.
+            DtlState::InSync if self.proposing.is_some() => ReadRight::Both(self.lease()),
             DtlState::InSync => ReadRight::Dtl(self.lease()),
             DtlState::CatchingUp if into => ReadRight::Both(self.lease()),
             DtlState::CatchingUp | DtlState::Degraded | DtlState::Standalone => ReadRight::Session,

@@ -2,11 +2,15 @@
 //! facts are; or exactly what is missing (L7).
 //!
 //! The longest contiguous range of the current and the previous generation counts (P13). One sealed target of a set that
-//! was InSync suffices, because nothing was acknowledged that not all of them had (P11).
+//! was InSync suffices, because nothing was acknowledged that not all of them had (P11). A log counts only below the first
+//! LSN of any later epoch (P10): who restarts in place without reaching a target goes on where its own log ends, and what
+//! the target has beyond that is of a history that was over then.
 //!
 //! Invariant: a plan reaches the floor; and whatever the next facts promise is held by whom they name, or in the backend.
 
-use model::{DtlGeneration, Lsn, RouterId};
+use std::collections::BTreeMap;
+
+use model::{DtlGeneration, Epoch, Lsn, RouterId};
 use wire::dtl::{DtlFacts, DtlMode, DtlPromise, DtlState, Held};
 
 /// What a claimant knows after sealing.
@@ -21,6 +25,8 @@ pub struct Evidence<'a> {
     /// Last LSN that this router's own log holds without a gap above the head. Only when the last owner was this router,
     /// and that log is the one its record names.
     pub own_last: Option<Lsn>,
+    /// (epoch → first LSN), of the backend's head and of what the own log holds above it.
+    pub epochs: &'a BTreeMap<Epoch, Lsn>,
     /// Who was sealed, and what they hold.
     pub sealed: &'a [(RouterId, Vec<Held>)],
 }
@@ -91,7 +97,10 @@ pub fn judge(evidence: &Evidence<'_>) -> Result<Plan, Gap> {
         from: own_last.unwrap_or(head).max(head).next(),
         through: best.last,
     });
-    let next = next_facts(evidence, (&current, best), kept);
+    // P13: no target shows up to where it was promised in this generation; the own log has all of that.
+    let unseen = facts.state == DtlState::InSync && current.is_empty();
+    let floor = facts.floor.max(if unseen { last } else { kept });
+    let next = next_facts(evidence, (&current, best), (kept, floor));
     Ok(Plan { source, last, next })
 }
 
@@ -105,14 +114,23 @@ fn candidates(
     let logs = sealed.flat_map(|(router, logs)| logs.iter().map(|held| (*router, held)));
     logs.filter(|(_, held)| held.generation == generation && !held.damaged)
         .filter(|(_, held)| held.base <= evidence.head)
-        .map(|(router, held)| Candidate { router, generation, last: held.last })
+        .map(|(router, held)| {
+            let last = held.last.min(last_owned(evidence.epochs, held.epoch));
+            Candidate { router, generation, last }
+        })
         .collect()
+}
+
+/// The last LSN that may be of this epoch (P10).
+fn last_owned(epochs: &BTreeMap<Epoch, Lsn>, epoch: Epoch) -> Lsn {
+    let later = epochs.range(epoch.next()..).map(|(_, first)| *first).min();
+    later.map_or(Lsn(u64::MAX), |first| Lsn(first.0.saturating_sub(1)))
 }
 
 fn next_facts(
     evidence: &Evidence<'_>,
     (current, best): (&[Candidate], Option<&Candidate>),
-    kept: Lsn,
+    (kept, floor): (Lsn, Lsn),
 ) -> DtlFacts {
     let Evidence { me, facts, mode, sealed, .. } = *evidence;
     // P11: whoever wasn't sealed may still take records of the old owner.
@@ -135,7 +153,6 @@ fn next_facts(
     let targets = facts.targets.iter().filter(|router| **router != me && reached(router));
     let targets: Vec<RouterId> = targets.copied().collect();
     let generation = facts.generation.next();
-    let floor = facts.floor.max(kept);
     let (state, targets) = match mode {
         DtlMode::NoTarget => (DtlState::Standalone, Vec::new()),
         DtlMode::Sync | DtlMode::Async if targets.is_empty() => (DtlState::Degraded, targets),
@@ -170,7 +187,9 @@ mod tests {
     }
 
     fn evidence<'a>(facts: &'a DtlFacts, sealed: &'a [(RouterId, Vec<Held>)]) -> Evidence<'a> {
-        Evidence { me: ME, facts, mode: DtlMode::Async, head: Lsn(10), own_last: None, sealed }
+        static NOBODY: BTreeMap<Epoch, Lsn> = BTreeMap::new();
+        let (mode, head) = (DtlMode::Async, Lsn(10));
+        Evidence { me: ME, facts, mode, head, own_last: None, epochs: &NOBODY, sealed }
     }
 
     #[test]
@@ -235,7 +254,36 @@ mod tests {
         assert_eq!((plan.source, plan.last, plan.next.state), (None, Lsn(20), DtlState::Degraded));
         let previous = Some(DtlPromise { generation: DtlGeneration(5), targets: vec![A] });
         assert_eq!(plan.next.previous, previous);
-        assert_eq!(plan.next.floor, Lsn(12));
+        // What was promised beyond the old floor is in the own log, and nobody else has been seen to have it.
+        assert_eq!(plan.next.floor, Lsn(20));
+        let later = judge(&Evidence { head: Lsn(15), ..evidence(&plan.next, &[]) });
+        assert!(matches!(later, Err(Gap::BelowFloor { floor: Lsn(20), .. })), "{later:?}");
+    }
+
+    #[test]
+    fn p13_the_floor_after_a_restart_in_place_is_what_a_sealed_target_shows() {
+        let facts = facts(DtlState::InSync, &[A]);
+        let sealed = [(A, vec![held(5, 7, 15)])];
+        let plan =
+            judge(&Evidence { own_last: Some(Lsn(20)), ..evidence(&facts, &sealed) }).unwrap();
+        assert_eq!((plan.source, plan.last, plan.next.floor), (None, Lsn(20), Lsn(15)));
+    }
+
+    #[test]
+    fn p10_a_target_counts_only_below_the_first_lsn_of_a_later_epoch() {
+        let mut facts = facts(DtlState::Degraded, &[]);
+        facts.previous = Some(DtlPromise { generation: DtlGeneration(5), targets: vec![A] });
+        // The owner of epoch 1 lost 14 to 17 from its own log in a power cut, and as epoch 2 it wrote another 14.
+        let sealed = [(A, vec![held(5, 7, 17)])];
+        let epochs = BTreeMap::from([(Epoch(1), Lsn(1)), (Epoch(2), Lsn(14))]);
+        let second = Evidence { head: Lsn(14), epochs: &epochs, ..evidence(&facts, &sealed) };
+        let plan = judge(&second).unwrap();
+        assert_eq!((plan.source, plan.last), (None, Lsn(14)));
+        let in_place = Evidence { own_last: Some(Lsn(15)), head: Lsn(12), ..second.clone() };
+        let plan = judge(&in_place).unwrap();
+        assert_eq!((plan.source, plan.last), (None, Lsn(15)));
+        let untouched = Evidence { epochs: &BTreeMap::from([(Epoch(1), Lsn(1))]), ..second };
+        assert_eq!(judge(&untouched).unwrap().last, Lsn(17));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod disk;
+mod owner;
 mod power_cut;
 mod simulation;
 mod support;

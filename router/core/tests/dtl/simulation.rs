@@ -367,6 +367,7 @@ impl World {
             mode: DtlMode::Sync,
             head: self.head,
             own_last: None,
+            epochs: &BTreeMap::new(),
             sealed: &claim.sealed,
         };
         match judge(&evidence) {
