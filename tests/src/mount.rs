@@ -17,7 +17,8 @@ const LIMIT: Duration = Duration::from_secs(300);
 
 /// The export as a loop device.
 pub struct LoopDevice {
-    device: String,
+    /// `None` once detached: the kernel may give the number to somebody else at once.
+    device: Option<String>,
     fuse_dir: PathBuf,
     // Ends when the file system is unmounted, or at the latest when this is dropped.
     _nbdfuse: Running,
@@ -49,7 +50,7 @@ impl LoopDevice {
         });
         match attached {
             Ok(device) => {
-                let device = device.trim().to_owned();
+                let device = Some(device.trim().to_owned());
                 Ok(Self { device, fuse_dir, _nbdfuse: nbdfuse })
             }
             Err(error) => {
@@ -61,25 +62,28 @@ impl LoopDevice {
 
     #[must_use]
     pub fn path(&self) -> &str {
-        &self.device
+        self.device.as_deref().expect("attached until it is detached")
     }
 
     pub fn mount(&self, at: &Path) -> anyhow::Result<Mounted> {
         fs::create_dir_all(at)?;
-        Tool::new("mount").arg(&self.device).arg(at).within(LIMIT).run()?;
+        Tool::new("mount").arg(self.path()).arg(at).within(LIMIT).run()?;
         Ok(Mounted { at: Some(at.to_path_buf()) })
     }
 
     /// Detaches, and says if that failed; dropping alone stays silent.
-    pub fn detach(self) -> anyhow::Result<()> {
-        Tool::new("losetup").args(["--detach", &self.device]).within(LIMIT).run()?;
+    pub fn detach(mut self) -> anyhow::Result<()> {
+        let device = self.device.take().context("attached")?;
+        Tool::new("losetup").args(["--detach", &device]).within(LIMIT).run()?;
         Tool::new("fusermount3").arg("-u").arg(&self.fuse_dir).within(LIMIT).run().map(drop)
     }
 }
 
 impl Drop for LoopDevice {
     fn drop(&mut self) {
-        let _detached = Tool::new("losetup").args(["--detach", &self.device]).run();
+        if let Some(device) = self.device.take() {
+            let _detached = Tool::new("losetup").args(["--detach", &device]).run();
+        }
         unmount_fuse(&self.fuse_dir);
     }
 }

@@ -8,16 +8,18 @@
 //! | 16 | 16 | OSD id |
 //! | 32 | 8 | length of the file |
 //! | 40 | 8 | freed lap: every record of this lap or an earlier one is dead |
-//! | 48 | 16 | zero |
+//! | 48 | 8 | where the last record of the lap after the freed one ends; 0 while it is being written |
+//! | 56 | 8 | zero |
 //!
-//! It is written when the file is made and when it is freed, never when it is opened: which lap is being written
-//! stands in the records. The copies are synced one after the other, so a power cut tears one at most, and one may rot;
+//! It is written when the file is made, when it is full and when it is freed: which lap is being written stands in the
+//! records. The copies are synced one after the other, so a power cut tears one at most, and one may rot;
 //! if both did, the newest lap found in the file counts, which can at worst show fragments again that were deleted.
 //!
 //! Invariant: a copy is only believed if its checksum, OSD id and length fit.
 
 use crate::crc::crc32c;
 use model::{Lap, OsdId};
+use std::num::NonZeroU64;
 
 pub const MAGIC: [u8; 8] = *b"HFASDSEG";
 pub const VERSION: u32 = 1;
@@ -34,6 +36,9 @@ pub struct SegmentHeader {
     pub osd: OsdId,
     pub len: u64,
     pub freed: Lap,
+    /// Where the last record of the lap after that ends, once nothing more is written to it: without an index nothing
+    /// else in the file says that a record is missing at its end.
+    pub closed_at: Option<NonZeroU64>,
 }
 
 /// Why a header isn't one.
@@ -56,6 +61,7 @@ impl SegmentHeader {
         out[16..32].copy_from_slice(&self.osd.0.to_le_bytes());
         out[32..40].copy_from_slice(&self.len.to_le_bytes());
         out[40..48].copy_from_slice(&self.freed.0.to_le_bytes());
+        out[48..56].copy_from_slice(&self.closed_at.map_or(0, NonZeroU64::get).to_le_bytes());
         let crc = crc32c(&out[12..ENCODED_LEN]);
         out[8..12].copy_from_slice(&crc.to_le_bytes());
         out
@@ -81,6 +87,7 @@ impl SegmentHeader {
             osd,
             len: u64::from_le_bytes(take(bytes, 32)),
             freed: Lap(u64::from_le_bytes(take(bytes, 40))),
+            closed_at: NonZeroU64::new(u64::from_le_bytes(take(bytes, 48))),
         };
         if header.len == len { Ok(header) } else { Err(SegmentError::Damaged) }
     }
@@ -98,7 +105,12 @@ pub(crate) fn take<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
 mod tests {
     use super::*;
 
-    const HEADER: SegmentHeader = SegmentHeader { osd: OsdId(0xfeed), len: 1 << 20, freed: Lap(7) };
+    const HEADER: SegmentHeader = SegmentHeader {
+        osd: OsdId(0xfeed),
+        len: 1 << 20,
+        freed: Lap(7),
+        closed_at: NonZeroU64::new(0x1_2345),
+    };
 
     #[test]
     fn golden_bytes() {
@@ -107,8 +119,8 @@ mod tests {
         let hex: String = bytes[..64].iter().map(|byte| format!("{byte:02x}")).collect();
         assert_eq!(
             hex,
-            "484641534453454754531fc001000000edfe00000000000000000000000000000000100000000000\
-             070000000000000000000000000000000000000000000000"
+            "484641534453454794ce169901000000edfe00000000000000000000000000000000100000000000\
+             070000000000000045230100000000000000000000000000"
         );
     }
 

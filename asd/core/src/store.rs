@@ -36,6 +36,7 @@ use crate::space::{Limits, Purpose};
 use bytes::Bytes;
 use model::{Lap, Now, OsdId};
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 use std::time::Duration;
 use wire::asd::DiskState;
 
@@ -67,16 +68,6 @@ impl Head {
     const fn end(&self) -> u64 {
         self.len - HEADER_ROOM
     }
-}
-
-/// The end of a given-up lap: what a failed write left there may come back, and nothing may be built on top before it is
-/// wiped. The next lap's word for where this one ended isn't enough, since that lap can be freed before this one.
-#[derive(Debug, Clone, Copy)]
-struct Doubt {
-    file: FileId,
-    len: u64,
-    lap: Lap,
-    from: u64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -117,7 +108,9 @@ pub struct Store<D, I> {
     head: Option<Head>,
     /// The newest lap and where it ends; the next head names both.
     last: (Lap, u64),
-    doubt: Option<Doubt>,
+    /// The head that a failed write ended. What it left behind `next` may come back, unless the file says where this lap
+    /// ends, or it is wiped.
+    doubt: Option<Head>,
     free: Vec<FileId>,
     next_file: u32,
     health: Health,
@@ -256,9 +249,14 @@ impl<D: Disk, I: Index> Store<D, I> {
         }
     }
 
+    /// Durably says that all before it was synced; in a full segment the header does.
     fn append_mark(&mut self, now: Now) {
         let Some(mut head) = self.head else { return };
         if head.next.offset + BATCH_ALIGN > head.end() {
+            match self.close_last() {
+                Ok(()) => self.synced(),
+                Err(error) => self.write_failed(&error, now),
+            }
             return;
         }
         let mark = Header {
@@ -301,13 +299,10 @@ impl<D: Disk, I: Index> Store<D, I> {
         }
     }
 
-    /// The head's unsynced end is in doubt: nothing more is appended to this lap, and what the write left there is wiped
-    /// before the next lap begins.
+    /// The head's unsynced end is in doubt. The next record goes to another segment, since this one may lie on bad
+    /// sectors; only when none is to be had it is tried again.
     fn write_failed(&mut self, error: &DiskError, now: Now) {
-        if let Some(Head { file, len, lap, next, .. }) = self.head {
-            self.doubt = Some(Doubt { file, len, lap, from: next.offset });
-        }
-        self.give_up_head();
+        self.doubt = self.head.take().or(self.doubt);
         match error {
             DiskError::NoSpace => self.no_space = true,
             DiskError::ReadOnly(_) | DiskError::Io(_) => {
@@ -323,20 +318,12 @@ impl<D: Disk, I: Index> Store<D, I> {
         }
     }
 
-    fn give_up_head(&mut self) {
-        self.head = None;
-    }
-
     /// Makes a segment that fits `record_len` the head; the head before it is wholly synced.
     fn open_head(&mut self, record_len: u64, purpose: Purpose, now: Now) -> Result<(), NoHead> {
         let limits = self.options.limits;
         let len = limits.segment_for(record_len);
         if !limits.allows(self.ledger.allocated(), len, purpose) {
-            return Err(NoHead::Full);
-        }
-        if let Err(error) = self.wipe_doubt() {
-            self.write_failed(&error, now);
-            return Err(NoHead::Failed);
+            return self.resume_head(record_len, now);
         }
         let reused = if len == limits.segment() { self.free.pop() } else { None };
         let file = match reused {
@@ -352,7 +339,12 @@ impl<D: Disk, I: Index> Store<D, I> {
         };
         self.no_space = false;
         self.refused = false;
-        self.give_up_head();
+        if let Err(error) = self.close_last() {
+            // Best effort: a file that holds nothing is found and reused at the next start.
+            let _ = self.keep_or_remove(file, len);
+            self.write_failed(&error, now);
+            return Err(NoHead::Failed);
+        }
         let (last, prev_end) = self.last;
         let lap = last.next();
         let next = Cursor { offset: HEADER_ROOM, number: 0 };
@@ -362,13 +354,30 @@ impl<D: Disk, I: Index> Store<D, I> {
         Ok(())
     }
 
-    /// Durably removes what a failed write may have left behind the end of the lap before.
-    fn wipe_doubt(&mut self) -> Result<(), DiskError> {
-        let Some(Doubt { file, len, lap, from }) = self.doubt else { return Ok(()) };
-        let left = compact::walk_lap(&self.disk, self.options.osd, file, (from, len), lap)?;
-        self.wipe(file, left.iter().map(|record| record.offset))?;
-        self.doubt = None;
+    /// Goes on with the head that a failed write ended, once what that left is durably removed: with all segments in use
+    /// the disk would else never be written again.
+    fn resume_head(&mut self, record_len: u64, now: Now) -> Result<(), NoHead> {
+        let fits = |head: &Head| head.next.offset + record_len <= head.end();
+        let Some(head) = self.doubt.filter(fits) else { return Err(NoHead::Full) };
+        let Head { file, len, lap, next, .. } = head;
+        let wiped = compact::walk_lap(&self.disk, self.options.osd, file, (next.offset, len), lap)
+            .and_then(|left| self.wipe(file, left.iter().map(|record| record.offset)));
+        if let Err(error) = wiped {
+            self.write_failed(&error, now);
+            return Err(NoHead::Failed);
+        }
+        (self.head, self.doubt) = (Some(head), None);
         Ok(())
+    }
+
+    /// Durably says in the file of the newest lap where its last record ends: nothing more is written to it. The next lap
+    /// says so too, but may be freed first.
+    fn close_last(&mut self) -> Result<(), DiskError> {
+        (self.head, self.doubt) = (None, None);
+        let (lap, end) = self.last;
+        let Some(row) = self.ledger.rows.get(&lap) else { return Ok(()) };
+        let before = Lap(lap.0 - 1);
+        self.write_segment_header(row.file, row.len, before, NonZeroU64::new(end))
     }
 
     /// Durably makes records at these offsets ones that never were.
@@ -404,7 +413,7 @@ impl<D: Disk, I: Index> Store<D, I> {
         let file = FileId(self.next_file);
         self.disk.create(file, len)?;
         self.next_file += 1;
-        if let Err(error) = self.write_segment_header(file, len, Lap(0)) {
+        if let Err(error) = self.write_segment_header(file, len, Lap(0), None) {
             // Best effort: without a header it is found and reused at the next start.
             let _ = self.disk.remove(file);
             return Err(error);
@@ -412,13 +421,23 @@ impl<D: Disk, I: Index> Store<D, I> {
         Ok(file)
     }
 
+    /// A file that holds nothing waits for its reuse, or is given back.
+    fn keep_or_remove(&mut self, file: FileId, len: u64) -> Result<(), DiskError> {
+        if len == self.options.limits.segment() && self.free.len() < FREE_KEPT {
+            self.free.push(file);
+            return Ok(());
+        }
+        self.disk.remove(file)
+    }
+
     fn write_segment_header(
         &mut self,
         file: FileId,
         len: u64,
         freed: Lap,
+        closed_at: Option<NonZeroU64>,
     ) -> Result<(), DiskError> {
-        let header = SegmentHeader { osd: self.options.osd, len, freed };
+        let header = SegmentHeader { osd: self.options.osd, len, freed, closed_at };
         let bytes = Bytes::from(header.encode());
         // One after the other: a power cut that tears a copy leaves the other, else what this file held would be back.
         for at in [0, len - HEADER_ROOM] {

@@ -17,6 +17,7 @@ use asd_core::index::{Index, IndexError, Lookup};
 use asd_core::ledger::entry_len;
 use asd_core::read::{Reading, Want, read};
 use asd_core::record::Kind;
+use asd_core::record::record_len;
 use asd_core::space::Limits;
 use asd_core::store::{Op, OpenError, Options, Outcome, Progress, Put, Recovery, Store};
 use asd_core::twin::{Dice, Fault, MemoryDisk, MemoryIndex, Power, Survival};
@@ -517,6 +518,51 @@ fn after_a_failed_sync_nothing_is_built_on_what_it_covered() {
     let (seen, recovery) = rebuilt(&disk);
     assert_eq!(seen.get(&b"a"[..]).map(|bytes| &bytes[..]), Some(&b"1"[..]));
     assert_eq!((seen.len(), recovery.lost), (2, 0));
+}
+
+/// A sync fails under these operations; a second later the disk is tried again.
+fn fail_once(store: &mut Store<MemoryDisk, MemoryIndex>, ops: &[Op], now: Now) {
+    store.disk_mut().set_fault(Fault::Sync, Some(DiskError::Io("EIO".to_owned())));
+    assert!(store.commit(ops, now).iter().all(|outcome| *outcome == Outcome::Failed));
+    store.disk_mut().set_fault(Fault::Sync, None);
+    store.probe(now.plus(std::time::Duration::from_secs(1)));
+    assert_ne!(store.state(), DiskState::ReadOnly);
+}
+
+#[test]
+fn a_full_disk_that_failed_now_and_then_is_written_to_again() {
+    let mut store = opened();
+    let fitted = fill(&mut store);
+    let key = |number| Bytes::from(format!("fill-{number:04}"));
+    for round in 0..20_u32 {
+        let now = Now(std::time::Duration::from_secs(2 * u64::from(round)));
+        fail_once(&mut store, &[Op::Delete(key(round))], now);
+        assert_eq!(store.commit(&[Op::Delete(key(round))], now), [Outcome::Deleted]);
+        // Each failure gave up a segment: the reserve is used up before compaction comes.
+        if round % 5 == 4 {
+            compact_all(&mut store);
+        }
+    }
+    let (disk, _) = store.into_parts();
+    let (seen, recovery) = rebuilt(&disk);
+    assert_eq!((seen.len(), recovery.lost), (model::usize_of((fitted - 20).into()), 0));
+}
+
+#[test]
+fn what_a_failed_write_left_behind_the_end_of_a_segment_that_is_gone_on_with_stays_away() {
+    let mut store = opened();
+    let fitted = fill(&mut store);
+    let later = |seconds| Now(std::time::Duration::from_secs(seconds));
+    let gone = Op::Delete(Bytes::from_static(b"fill-0000"));
+    for round in 0..5 {
+        fail_once(&mut store, std::slice::from_ref(&gone), later(2 * round));
+    }
+    // Records of a page each: the second would follow on whatever takes the first one's page.
+    let data = (1..4096).find(|len| record_len(1, *len) == 4096).unwrap();
+    fail_once(&mut store, &[always("a", &vec![1; data]), always("b", &vec![1; data])], later(20));
+    let (disk, _) = store.into_parts();
+    let (seen, recovery) = rebuilt(&disk);
+    assert_eq!((seen.len(), recovery.lost), (model::usize_of(fitted.into()), 0));
 }
 
 #[test]

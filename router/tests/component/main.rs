@@ -82,6 +82,39 @@ fn a_clean_stop_needs_no_log_afterwards_and_a_lost_log_is_a_gap() {
 }
 
 #[test]
+fn a_clean_stop_waits_for_a_change_that_is_still_on_its_way_in() {
+    let world = World::new();
+    let router = world.start();
+    router.create("demo", 8 << 20);
+    let mut disk = Disk::attach(&router, "demo");
+    disk.write(0, &[7; 4096], Durability::Normal);
+    router.stop();
+    // With nothing in its memory, it must read what a part of a block is written into.
+    let router = world.start();
+    disk.reattach(&router);
+    world.proxy.set_delay_ms(700);
+    let before = world.proxy.reads();
+    let writer = std::thread::spawn(move || {
+        let written = disk.try_write(512, &[8; 512]);
+        (disk, written)
+    });
+    while world.proxy.reads() == before {
+        assert!(!writer.is_finished(), "the block is read before a part of it is written");
+        std::thread::yield_now();
+    }
+    router.stop();
+    let (mut disk, written) = writer.join().unwrap();
+    assert_eq!(world.vdisk("demo").log_id, 0, "nothing of the vDisk is left behind");
+    world.proxy.set_delay_ms(0);
+    let router = world.start();
+    disk.reattach(&router);
+    let sector = disk.try_read(512, 512).unwrap();
+    let allowed: &[u8] = if written.is_ok() { &[8] } else { &[7, 8] };
+    assert!(allowed.iter().any(|byte| sector == [*byte; 512]), "{written:?}: {sector:?}");
+    router.stop();
+}
+
+#[test]
 fn a_deleted_page_map_comes_back_equal_from_the_tlogs() {
     let world = World::new();
     let router = world.start();

@@ -356,7 +356,8 @@ fn asd_record(offset: u64, key: &'static [u8], data: &[u8]) -> Vec<u8> {
 
 fn asd_segment_header() -> Vec<u8> {
     use asd_core::segment::SegmentHeader;
-    SegmentHeader { osd: OsdId(9), len: 1 << 20, freed: Lap(7) }.encode()[..64].to_vec()
+    SegmentHeader { osd: OsdId(9), len: 1 << 20, freed: Lap(7), closed_at: None }.encode()[..64]
+        .to_vec()
 }
 
 fn asd_segment() -> Vec<u8> {

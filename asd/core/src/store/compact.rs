@@ -10,7 +10,7 @@
 //! Invariant: a segment is freed only when the index has no entry in it.
 
 use super::append::{Draft, Durable, Run};
-use super::{FREE_KEPT, Health, NoHead, Store};
+use super::{Health, NoHead, Store};
 use crate::crc;
 use crate::disk::{Disk, DiskError, FileId};
 use crate::index::{Durability, Entry, Index, IndexError};
@@ -221,12 +221,8 @@ impl<D: Disk, I: Index> Store<D, I> {
 
     /// Durably declares all laps up to `lap` in `file` dead, and keeps the file for reuse or gives it back.
     pub(super) fn free_file(&mut self, file: FileId, len: u64, lap: Lap) -> Result<(), DiskError> {
-        self.write_segment_header(file, len, lap)?;
-        if len == self.options.limits.segment() && self.free.len() < FREE_KEPT {
-            self.free.push(file);
-            return Ok(());
-        }
-        self.disk.remove(file)
+        self.write_segment_header(file, len, lap, None)?;
+        self.keep_or_remove(file, len)
     }
 }
 

@@ -11,7 +11,7 @@
 
 use super::audit::audit;
 use super::{Counters, checkpoint_of};
-use super::{Doubt, FREE_KEPT, Head, Health, Options, RETRY_AFTER, Store, location};
+use super::{FREE_KEPT, Head, Health, Options, RETRY_AFTER, Store, location};
 use crate::crc;
 use crate::disk::{Disk, DiskError, FileId};
 use crate::index::{Batch, Checkpoint, Durability, Index, IndexError, SegmentRow};
@@ -23,6 +23,7 @@ use crate::walk::{Placed, Step, Walk};
 use bytes::Bytes;
 use model::{Lap, Now, OsdId};
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU64;
 
 /// Records per batch of the index.
 const CHUNK: usize = 2048;
@@ -60,6 +61,8 @@ struct Survey {
     file: FileId,
     len: u64,
     freed: Lap,
+    /// Where the last record of the lap after that ends, when the file says so.
+    closed_at: Option<NonZeroU64>,
     has_header: bool,
 }
 
@@ -147,12 +150,12 @@ impl<D: Disk, I: Index> Store<D, I> {
                 self.disk.remove(file)?;
                 continue;
             }
-            let (mut freed, mut has_header) = (Lap(0), false);
+            let (mut newest, mut has_header) = ((Lap(0), None), false);
             for offset in [0, len - HEADER_ROOM] {
                 let bytes = self.disk.read_at(file, offset, model::usize_of(HEADER_ROOM));
                 match bytes.map(|bytes| SegmentHeader::decode(&bytes, self.options.osd, len)) {
                     Ok(Ok(header)) => {
-                        freed = freed.max(header.freed);
+                        newest = newest.max((header.freed, header.closed_at));
                         has_header = true;
                     }
                     Ok(Err(SegmentError::Damaged)) | Err(_) => {}
@@ -163,7 +166,8 @@ impl<D: Disk, I: Index> Store<D, I> {
                     }
                 }
             }
-            surveys.push(Survey { file, len, freed, has_header });
+            let (freed, closed_at) = newest;
+            surveys.push(Survey { file, len, freed, closed_at, has_header });
         }
         Ok(surveys)
     }
@@ -275,10 +279,13 @@ impl<D: Disk, I: Index> Store<D, I> {
         let newest = sources.keys().next_back().copied();
         let pass = if recovery.rebuilt { Pass::Rebuild } else { Pass::InOrder };
         for (lap, source) in sources {
-            let bounds = if Some(*lap) == newest {
+            let Survey { freed, closed_at, .. } = source.survey;
+            let closed_at = closed_at.filter(|_| freed.next() == *lap).map(NonZeroU64::get);
+            let bounds = if Some(*lap) == newest && closed_at.is_none() {
                 Bounds::Open { synced: source.from.offset }
             } else {
-                Bounds::Closed { end: sources.get(&lap.next()).map(|next| next.prev_end) }
+                let prev_end = || sources.get(&lap.next()).map(|next| next.prev_end);
+                Bounds::Closed { end: closed_at.or_else(prev_end) }
             };
             let mut records = Vec::new();
             self.walk(&source.survey, source.from, |record| {
@@ -292,9 +299,14 @@ impl<D: Disk, I: Index> Store<D, I> {
             });
             recovery.lost += settled.lost;
             recovery.replayed += model::u64_of(settled.accepted.len());
-            if Some(*lap) == newest {
-                recovery.wiped += model::u64_of(settled.leftovers.len());
-                self.continue_lap(*lap, source, &settled, now);
+            match (Some(*lap) == newest, closed_at) {
+                (false, _) => {}
+                (true, None) => {
+                    recovery.wiped += model::u64_of(settled.leftovers.len());
+                    self.continue_lap(*lap, source, &settled, now);
+                }
+                // Nothing may be added behind the end that its file names.
+                (true, Some(end)) => self.last = (*lap, end),
             }
             self.absorb_lap(*lap, source, &settled, pass)?;
         }
@@ -306,21 +318,19 @@ impl<D: Disk, I: Index> Store<D, I> {
         let file = source.survey.file;
         let wiped = self.wipe(file, settled.leftovers.iter().copied());
         self.last = (lap, settled.last_end);
+        let vouched = settled.accepted.iter().map(|record| record.synced).max();
+        let head = Head {
+            file,
+            len: source.survey.len,
+            lap,
+            next: settled.end,
+            prev_end: source.prev_end,
+            vouched: vouched.unwrap_or(source.from.offset),
+        };
         match wiped {
-            Ok(()) => {
-                let vouched = settled.accepted.iter().map(|record| record.synced).max();
-                self.head = Some(Head {
-                    file,
-                    len: source.survey.len,
-                    lap,
-                    next: settled.end,
-                    prev_end: source.prev_end,
-                    vouched: vouched.unwrap_or(source.from.offset),
-                });
-            }
+            Ok(()) => self.head = Some(head),
             Err(_) => {
-                let (len, from) = (source.survey.len, settled.end.offset);
-                self.doubt = Some(Doubt { file, len, lap, from });
+                self.doubt = Some(head);
                 self.counters.io_errors += 1;
                 self.health = Health::ReadOnly { retry_at: now.plus(RETRY_AFTER) };
             }

@@ -36,6 +36,7 @@ pub struct FakeProxy {
     out: AtomicBool,
     delay_ms: AtomicU64,
     puts: AtomicU64,
+    reads: AtomicU64,
 }
 
 pub struct Server(pub Arc<FakeProxy>);
@@ -52,6 +53,11 @@ impl FakeProxy {
     /// Objects committed so far.
     pub fn puts(&self) -> u64 {
         self.puts.load(Ordering::SeqCst)
+    }
+
+    /// Reads that arrived so far, answered or not.
+    pub fn reads(&self) -> u64 {
+        self.reads.load(Ordering::SeqCst)
     }
 
     pub fn namespaces(&self) -> usize {
@@ -228,6 +234,9 @@ impl Service for Server {
     fn call(&self, request: Request, responder: Responder) {
         if self.0.out.load(Ordering::SeqCst) {
             return responder.fail(WireError::retry(code::NO_POLICY, "the backend is out"));
+        }
+        if request.method == method::READ_OBJECT {
+            self.0.reads.fetch_add(1, Ordering::SeqCst);
         }
         let delay = self.0.delay_ms.load(Ordering::SeqCst);
         if delay == 0 {
