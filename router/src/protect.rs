@@ -134,7 +134,7 @@ impl Router {
             Some(source) => self.peers.read(source, vdisk, epoch).await?,
             None => Vec::new(),
         };
-        let replayed = entries.len();
+        let (replayed, floor) = (entries.len(), plan.next.floor);
         let unsynced = self.place_read(&mut core, &entries)?;
         self.take_part(vdisk, &kept);
         tracing::info!(%vdisk, %epoch, %head, ?own_last, replayed, last = %plan.last, "recovered with the DTL");
@@ -151,6 +151,10 @@ impl Router {
             base: head,
             patience: Patience::default(),
         };
+        if head < floor {
+            // What may be promised, and was seen nowhere else, doesn't stay at one place for long.
+            core.seal();
+        }
         let entries = core.pending_entries();
         let owner = Arc::new(DtlOwner::start(opening, &entries, Arc::clone(&self.peers)));
         if let Some(last) = own_last {

@@ -11,18 +11,19 @@ use wire::dtl::{DtlFacts, DtlMode, DtlState, Held};
 use crate::support::{VDISK, at};
 
 const TARGET: RouterId = RouterId(1);
+const OTHER: RouterId = RouterId(2);
 
 /// The one request of this kind.
 fn asked(out: &[Effect], wanted: impl Fn(&ToTarget) -> bool) -> RequestId {
-    let found = out.iter().find_map(|effect| match effect {
-        Effect::Send { target: TARGET, request, what } if wanted(what) => Some(*request),
-        _ => None,
+    let found = out.iter().find_map(|effect| {
+        let Effect::Send { target: TARGET, request, what } = effect else { return None };
+        wanted(what).then_some(*request)
     });
     found.unwrap_or_else(|| panic!("not asked: {out:?}"))
 }
 
-/// InSync with one target, which has just given it a lease.
-fn in_sync(now: Now) -> Owner {
+/// Begun by the first proposal, with these records recovered; the target's log is being made.
+fn catching_up(recovered: u64, now: Now, out: &mut Vec<Effect>) -> Owner {
     let facts = DtlFacts::standalone();
     let next = DtlFacts {
         state: DtlState::CatchingUp,
@@ -43,19 +44,30 @@ fn in_sync(now: Now) -> Owner {
         base: Lsn::ZERO,
         patience: Patience::default(),
     };
+    let mut owner = Owner::open(opening, now, out);
+    for lsn in 1..=recovered {
+        owner.appended(Lsn(lsn), 4224);
+    }
+    owner.local_synced(Lsn(recovered));
+    owner.decided(Proposed::Committed, now, out);
+    owner
+}
+
+const EMPTY: Held = Held {
+    generation: DtlGeneration(1),
+    epoch: Epoch(1),
+    base: Lsn::ZERO,
+    last: Lsn::ZERO,
+    synced: Lsn::ZERO,
+    damaged: false,
+};
+
+/// InSync with one target, which has just given it a lease.
+fn in_sync(now: Now) -> Owner {
     let mut out = Vec::new();
-    let mut owner = Owner::open(opening, now, &mut out);
-    owner.decided(Proposed::Committed, now, &mut out);
+    let mut owner = catching_up(0, now, &mut out);
     let create = asked(&out, |what| matches!(what, ToTarget::Create { .. }));
-    let held = Held {
-        generation: DtlGeneration(1),
-        epoch: Epoch(1),
-        base: Lsn::ZERO,
-        last: Lsn::ZERO,
-        synced: Lsn::ZERO,
-        damaged: false,
-    };
-    owner.answered((TARGET, create), Ok(FromTarget::Opened(held)), now, &mut out);
+    owner.answered((TARGET, create), Ok(FromTarget::Opened(EMPTY)), now, &mut out);
     owner.decided(Proposed::Committed, now, &mut out);
     owner.reading(now);
     out.clear();
@@ -83,4 +95,55 @@ fn p16_who_leaves_in_sync_reads_by_lease_and_session_until_it_knows_the_outcome(
     owner.decided(Proposed::Committed, now, &mut out);
     assert_eq!(owner.facts().state, DtlState::Degraded);
     assert_eq!(owner.read_right(), ReadRight::Session);
+}
+
+#[test]
+fn h_11_a_target_is_in_sync_only_when_it_holds_what_was_recovered() {
+    let (now, mut out) = (at(1000), Vec::new());
+    let mut owner = catching_up(3, now, &mut out);
+    let create = asked(&out, |what| matches!(what, ToTarget::Create { .. }));
+    out.clear();
+    owner.answered((TARGET, create), Ok(FromTarget::Opened(EMPTY)), now, &mut out);
+    assert!(!owner.is_proposing(), "in reach is not in sync: {out:?}");
+    assert_eq!(owner.acks().flush, Lsn::ZERO);
+    let append = asked(&out, |what| matches!(what, ToTarget::Append { .. }));
+    let sync = asked(&out, |what| matches!(what, ToTarget::Sync { through: Lsn(3) }));
+    owner.answered((TARGET, append), Ok(FromTarget::Appended(Lsn(3))), now, &mut out);
+    assert!(!owner.is_proposing(), "in its memory is not in sync");
+    owner.answered((TARGET, sync), Ok(FromTarget::Synced(Lsn(3))), now, &mut out);
+    assert!(owner.is_proposing());
+    // Only arakoon makes it so.
+    assert_eq!((owner.facts().state, owner.acks().flush), (DtlState::CatchingUp, Lsn::ZERO));
+    owner.decided(Proposed::Committed, now, &mut out);
+    assert_eq!((owner.facts().state, owner.acks().flush), (DtlState::InSync, Lsn(3)));
+}
+
+#[test]
+fn h_12_degraded_flushes_wait_for_the_backend_and_another_target_is_taken_at_once() {
+    let now = at(1000);
+    let mut owner = in_sync(now);
+    owner.candidates(vec![TARGET, OTHER]);
+    let mut out = Vec::new();
+    owner.appended(Lsn(1), 4224);
+    owner.local_synced(Lsn(1));
+    owner.want_flush(Lsn(1));
+    owner.progress(now, &mut out);
+    let append = asked(&out, |what| matches!(what, ToTarget::Append { .. }));
+    out.clear();
+    let gone = Err(Failure::Refused("gone".to_owned()));
+    owner.answered((TARGET, append), gone, now, &mut out);
+    let next = out.iter().find_map(|effect| match effect {
+        Effect::Propose { to, .. } => Some((to.state, to.targets.clone())),
+        Effect::Send { .. }
+        | Effect::Forget { .. }
+        | Effect::Drop { .. }
+        | Effect::Changed { .. }
+        | Effect::Fenced => None,
+    });
+    assert_eq!(next, Some((DtlState::CatchingUp, vec![OTHER])));
+    assert_eq!(owner.acks().flush, Lsn::ZERO);
+    owner.decided(Proposed::Committed, now, &mut out);
+    assert_eq!(owner.acks().flush, Lsn::ZERO, "the own log alone is no protection");
+    owner.backend_has(Lsn(1));
+    assert_eq!(owner.acks().flush, Lsn(1));
 }
