@@ -1,6 +1,7 @@
 //! The command line: what can be said, and where it goes.
 
 use crate::cluster::Where;
+use crate::dtl::{self, DtlCommand};
 use crate::failure::{EXIT_CODES, Failure};
 use crate::inspect::{self, Check, KvCommand};
 use crate::output::{Format, print};
@@ -62,6 +63,9 @@ pub enum Command {
     /// Make, show, sync, resize and delete vDisks
     #[command(subcommand, after_help = EXIT_CODES)]
     Vdisk(VdiskCommand),
+    /// Look at the second copies of the write logs
+    #[command(subcommand)]
+    Dtl(DtlCommand),
     /// Look at the backend
     #[command(subcommand)]
     Backend(BackendCommand),
@@ -174,6 +178,10 @@ pub fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Vdisk(command) => {
             let cluster = place.load()?;
             done(block_on(vdisk::run(command, &cluster))?)
+        }
+        Command::Dtl(command) => {
+            let cluster = place.load()?;
+            done(block_on(dtl::run(command, &cluster))?)
         }
         Command::Backend(BackendCommand::Show { format }) => {
             let cluster = place.load()?;

@@ -15,6 +15,7 @@
 mod cli;
 mod client;
 mod cluster;
+mod dtl;
 mod failure;
 mod inspect;
 mod output;

@@ -177,7 +177,7 @@ impl Router {
         let (core, protection) = match claim {
             None => {
                 let mut core = Volume::open(opening);
-                let kept = self.load(&mut core, &head_state, promised).await?;
+                let kept = self.load(&mut core, &head_state, (promised, 0)).await?;
                 self.take_part(vdisk, &kept);
                 (core, None)
             }
@@ -336,12 +336,12 @@ impl Router {
         Ok(())
     }
 
-    /// Replays what the log has of a vDisk beyond the head; says at which positions it lies. The scan keeps it.
+    /// Replays what the log, from this position on, has of a vDisk beyond the head; says at which positions it lies. The scan keeps it.
     pub(crate) async fn load(
         &self,
         core: &mut Volume,
         head: &HeadState,
-        promised: LogId,
+        (promised_log, log_from): (LogId, u64),
     ) -> Result<BTreeMap<u64, ()>, OpenError> {
         let vdisk = core.vdisk();
         let (plan, found) = {
@@ -350,7 +350,8 @@ impl Router {
                 vdisk,
                 head_lsn: head.last_lsn,
                 epochs: &head.epochs,
-                promised_log: promised,
+                promised_log,
+                log_from,
                 own_log: self.disk.id,
             };
             let plan = recover::plan(&facts, &state.scan)?;

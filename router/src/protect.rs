@@ -5,8 +5,9 @@
 //! target that couldn't be reached may come back.
 //!
 //! The record of the DTL names this router's log (`log_id`) only from the first proposal on, when recovery has put into
-//! it all that the backend lacks; a claim of another router takes the name out. So a restart never believes records of an
-//! ownership that was over in between (P10).
+//! it all that the backend lacks; a claim of another router takes the name out, and when the log is named again it counts
+//! only from the position on where it ended at the claim. So a restart never believes records of an ownership that was
+//! over in between (P10).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -32,8 +33,6 @@ use crate::router::Router;
 use crate::state::protection::Protection;
 use crate::state::{Records, Slot};
 
-/// Targets kept in sync, if there are so many routers.
-const COPIES: usize = 1;
 /// How often it is seen whether the session under which a vDisk was opened is lost.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -61,9 +60,12 @@ impl Router {
         let lease = self.lease.current().filter(|lease| lease.lives()).ok_or(OpenError::NoLease)?;
         let vdisk = read.value.vdisk;
         let epoch = read.value.epoch.next();
-        let log_id = if self.trusts_own_log(vdisk, &dtl.value) { dtl.value.log_id } else { 0 };
-        let new_dtl =
-            DtlRecord { epoch, session: lease.incarnation(), log_id, ..dtl.value.clone() };
+        let trusted = self.trusts_own_log(vdisk, &dtl.value);
+        let log_id = if trusted { dtl.value.log_id } else { 0 };
+        // P10: what recovery doesn't place behind here is of an ownership that is over.
+        let log_from = if trusted { dtl.value.log_from } else { self.state().log.written() };
+        let session = lease.incarnation();
+        let new_dtl = DtlRecord { epoch, session, log_id, log_from, ..dtl.value.clone() };
         let change = RecordChange {
             vdisk: (read, VdiskRecord { epoch, ..read.value.clone() }),
             dtl: Some((dtl, new_dtl)),
@@ -118,7 +120,8 @@ impl Router {
         let mut core = Volume::open(opening.clone());
         let (mut kept, mut own_last) = (BTreeMap::new(), None);
         if self.trusts_own_log(vdisk, &dtl) {
-            match self.load(&mut core, &opening.head, LogId(dtl.log_id)).await {
+            let log = (LogId(dtl.log_id), dtl.log_from);
+            match self.load(&mut core, &opening.head, log).await {
                 Ok(found) => (kept, own_last) = (found, Some(core.last_lsn())),
                 Err(OpenError::Gap(gap)) => {
                     tracing::warn!(%vdisk, %gap, "the own log isn't whole; the DTL is asked");
@@ -143,7 +146,6 @@ impl Router {
             epoch,
             me: self.id,
             mode,
-            copies: COPIES,
             unprotected: false,
             strict: false,
             facts: dtl.facts,

@@ -14,7 +14,7 @@ use router_core::sco::Frame;
 use router_core::{CLUSTER, crc32c, plan};
 use runtime::rpc::Responder;
 use wire::WireError;
-use wire::router::{Extent, ExtentKind, Extents, ReadDone};
+use wire::router::{Extent, ExtentKind, Extents, ReadDone, code};
 
 use crate::frames::{Fetched, FrameKey, ReadError};
 use crate::map_store::MapError;
@@ -295,6 +295,7 @@ impl Router {
     /// P16: whether data that were gathered before now may be answered.
     fn may_answer(&self, vdisk: VdiskId) -> bool {
         match self.state().serving(vdisk) {
+            Ok(serving) if serving.handing_over => false,
             Ok(serving) => serving.protection.as_ref().is_none_or(|p| p.read_guard().holds()),
             Err(_) => false,
         }
@@ -306,10 +307,14 @@ impl Router {
     /// When the right to read doesn't come in time, or the vDisk isn't served here any more.
     pub async fn wait_to_answer(&self, vdisk: VdiskId) -> Result<(), WireError> {
         let guard = self.state().serving(vdisk)?.protection.as_ref().map(|p| p.read_guard());
-        match guard {
-            Some(guard) => guard.wait().await,
-            None => Ok(()),
+        if let Some(guard) = guard {
+            guard.wait().await?;
         }
+        // The next owner may serve already: it needs nothing of this one once the record has changed.
+        if self.state().serving(vdisk)?.handing_over {
+            return Err(WireError::retry(code::RECOVERING, "the vDisk is being handed over"));
+        }
+        Ok(())
     }
 
     /// Remembers where readers are; returns what to fetch ahead of a sequential one.

@@ -98,8 +98,8 @@ pub async fn run_ready(
     let maps = tokio::task::spawn_blocking(move || MapStore::open(&map_dir, map_cache)).await??;
     let backend = Backend::new(&config.proxies, &identity);
     let facts = Facts::new(&ArakoonClient::new(&config.arakoon, &identity));
-    let ties =
-        Arc::new(Ties::new(id, &addresses, config.domain.to_string(), disk.id, facts.clone()));
+    let own: Vec<String> = std::iter::once(endpoint.to_string()).chain(addresses.clone()).collect();
+    let ties = Arc::new(Ties::new(id, &own, config.domain.to_string(), disk.id, facts.clone()));
     let dtl = open_dtl(&config, &identity, &ties).await?;
     let router = Router::new(Parts {
         config,

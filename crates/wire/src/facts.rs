@@ -153,6 +153,8 @@ message! {
         pub session: Incarnation,
         /// The owner's write log, once that holds everything above the backend's head; 0 = none does.
         pub log_id: u64,
+        /// What that log holds before this position is of an ownership that is over, and counts for nothing (P10).
+        pub log_from: u64,
         pub facts: DtlFacts,
     }
 
@@ -184,7 +186,8 @@ impl DtlRecord {
     #[must_use]
     pub const fn new(mode: DtlMode) -> Self {
         let facts = DtlFacts::standalone();
-        Self { epoch: Epoch::ZERO, mode, session: Incarnation(0), log_id: 0, facts }
+        let (epoch, session) = (Epoch::ZERO, Incarnation(0));
+        Self { epoch, mode, session, log_id: 0, log_from: 0, facts }
     }
 
     /// When everything through `head` is in the backend and the owner has let go: nobody else is needed to go on.
@@ -197,7 +200,7 @@ impl DtlRecord {
             floor: head,
             previous: None,
         };
-        Self { epoch, session: Incarnation(0), log_id: 0, facts, ..self.clone() }
+        Self { epoch, session: Incarnation(0), log_id: 0, log_from: 0, facts, ..self.clone() }
     }
 }
 impl Record for AttachmentsRecord {}

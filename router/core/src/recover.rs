@@ -1,6 +1,7 @@
 //! What a restart may believe of its log, joined to what the backend holds.
 //!
-//! A record counts only if its epoch owned its LSN: no later epoch began at or below it (P10). What counts must join the
+//! A record counts only if its epoch owned its LSN: no later epoch began at or below it (P10); nor does it count when
+//! another router owned the vDisk since, whatever that one wrote. What counts must join the
 //! backend's head without a hole; else the vDisk doesn't start by itself, and the answer says exactly what is missing (L7).
 //!
 //! Invariant: the LSNs of a replay are `head + 1 ..= n` without gaps.
@@ -21,6 +22,8 @@ pub struct Facts<'a> {
     pub epochs: &'a BTreeMap<Epoch, Lsn>,
     /// The log that may hold what isn't in the backend, as the vDisk's record says; 0 = drained cleanly.
     pub promised_log: LogId,
+    /// What the log holds before this position is of an ownership that is over.
+    pub log_from: u64,
     pub own_log: LogId,
 }
 
@@ -61,6 +64,7 @@ pub fn plan(facts: &Facts<'_>, scan: &Scan) -> Result<Replay, Gap> {
         .iter()
         .enumerate()
         .filter(|(_, found)| found.record.vdisk == facts.vdisk)
+        .filter(|(_, found)| facts.log_from <= found.record.position)
         .collect();
     let first_of = first_lsns(facts, &mine);
     let mut chosen: BTreeMap<Lsn, (Epoch, usize)> = BTreeMap::new();
@@ -104,10 +108,13 @@ fn owned(first_of: &BTreeMap<Epoch, Lsn>, epoch: Epoch, lsn: Lsn) -> bool {
     first_of.range(epoch.next()..).all(|(_, first)| lsn < *first)
 }
 
-/// Damage takes nothing from this vDisk when the record is another's, is in the backend or lies elsewhere too, or when a
-/// later record of this vDisk is there: then all before it were found or are in the backend, or a hole was seen. Not so a
+/// Damage takes nothing from this vDisk when it lies before what counts, when the record is another's, is in the backend or
+/// lies elsewhere too, or when a later record of this vDisk is there: then all before it were found or are in the backend, or a hole was seen. Not so a
 /// copy: it lies behind records that are younger.
 fn excused(damage: &Damage, facts: &Facts<'_>, mine: &[(usize, &Found)], last: Lsn) -> bool {
+    if damage.to <= facts.log_from {
+        return true;
+    }
     if let Some(record) = &damage.record {
         return record.vdisk != facts.vdisk || record.lsn <= last;
     }

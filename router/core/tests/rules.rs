@@ -138,7 +138,14 @@ fn write(cluster: u64, fill: u8) -> Change {
 }
 
 fn facts(head: u64, epochs: &BTreeMap<Epoch, Lsn>) -> Facts<'_> {
-    Facts { vdisk: VDISK, head_lsn: Lsn(head), epochs, promised_log: LOG, own_log: LOG }
+    Facts {
+        vdisk: VDISK,
+        head_lsn: Lsn(head),
+        epochs,
+        promised_log: LOG,
+        log_from: 0,
+        own_log: LOG,
+    }
 }
 
 #[test]
@@ -422,6 +429,25 @@ fn p10_a_record_counts_only_if_its_epoch_owned_that_lsn() {
     let epochs = BTreeMap::from([(Epoch(3), Lsn(5))]);
     let plan = recover::plan(&facts(4, &epochs), &scan).unwrap();
     assert!(plan.records.is_empty(), "epoch 3 owns everything from LSN 5 on");
+}
+
+#[test]
+fn p10_what_was_logged_before_another_owned_the_vdisk_never_counts_again() {
+    let mut world = World::new(16);
+    for lsn in 1..=4 {
+        world.write(lsn, 5);
+    }
+    // Another router took it over at the backend's head, wrote nothing, and gave it back.
+    let log_from = world.log.written();
+    let epochs = BTreeMap::new();
+    let back = Facts { log_from, ..facts(0, &epochs) };
+    assert!(recover::plan(&back, &world.scan()).unwrap().records.is_empty());
+    world.volume = volume(3, 16, HeadState::default());
+    world.write(40, 6);
+    let scan = world.scan();
+    let plan = recover::plan(&back, &scan).unwrap();
+    let epochs: Vec<u64> = plan.records.iter().map(|i| scan.records[*i].record.epoch.0).collect();
+    assert_eq!(epochs, [3], "LSNs 2 to 4 were another history's");
 }
 
 #[test]

@@ -18,6 +18,7 @@ use router_core::dtl::owner::{
 use router_core::dtl::records::{Outgoing, outgoing};
 use router_core::log::pool::Entry;
 use runtime::clock::boot_now;
+use runtime::random::jitter;
 use runtime::rpc::{Call, CallError, Connection};
 use runtime::shutdown::Shutdown;
 use tokio::sync::watch;
@@ -27,7 +28,7 @@ use wire::dtl::{
     detail_number, method,
 };
 
-use super::peers::Peers;
+use super::peers::{Candidates, Peers};
 
 /// While something is under way, time-outs are looked at this often.
 const TICK: Duration = Duration::from_millis(100);
@@ -103,6 +104,7 @@ impl DtlOwner {
         shared.carry_out(&mut inner, out);
         drop(inner);
         tokio::spawn(Arc::clone(&shared).run());
+        tokio::spawn(Arc::clone(&shared).look_out());
         Self { shared }
     }
 
@@ -167,7 +169,7 @@ impl DtlOwner {
     #[must_use]
     pub fn may_read(&self, now: Now, session: Session) -> bool {
         self.shared.tell(|inner, now| inner.core.reading(now));
-        allows(self.shared.view.borrow().read_right, now, session)
+        self.shared.view.borrow().read_right.allows(now, session == Session::Valid)
     }
 
     /// Waits until a read may be served, at most `patience`; `session` is asked each time something changes.
@@ -191,17 +193,6 @@ impl DtlOwner {
     /// Sends nothing more. What was promised stays promised.
     pub fn stop(&self) {
         self.shared.stop.trigger();
-    }
-}
-
-fn allows(right: ReadRight, now: Now, session: Session) -> bool {
-    let session = session == Session::Valid;
-    let runs = |until: Option<Now>| until.is_some_and(|until| now < until);
-    match right {
-        ReadRight::Never => false,
-        ReadRight::Dtl(until) => runs(until),
-        ReadRight::Session => session,
-        ReadRight::Both(until) => session && runs(until),
     }
 }
 
@@ -266,24 +257,40 @@ impl Shared {
         }
     }
 
-    /// Time-outs, and who else could be a target.
+    /// Time-outs.
     async fn run(self: Arc<Self>) {
-        let mut wait = TICK;
         loop {
+            let wait = if self.inner().core.is_busy(boot_now()) { TICK } else { IDLE_TICK };
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = self.stop.wait() => return,
             }
-            let (wants, busy) = {
-                let inner = self.inner();
-                (inner.core.wants_candidates(), inner.core.is_busy(boot_now()))
+            self.tell(|_, _| {});
+        }
+    }
+
+    /// Who else could be a target. Apart from the time-outs, as arakoon and those who are asked may take long.
+    async fn look_out(self: Arc<Self>) {
+        loop {
+            let (wants, alone) = {
+                let core = &self.inner().core;
+                (core.wants_candidates(), core.facts().targets.is_empty())
             };
             if wants {
-                let candidates = self.peers.cluster.candidates(self.vdisk).await;
-                self.inner().core.candidates(candidates);
+                let found = self.peers.cluster.candidates(self.vdisk);
+                let found = tokio::select! {
+                    found = found => found,
+                    () = self.stop.wait() => return,
+                };
+                let Candidates { routers, copies } = found;
+                let routers = self.peers.answering(routers).await;
+                self.tell(|inner, _| inner.core.candidates(routers, copies));
             }
-            self.tell(|_, _| {});
-            wait = if wants || busy { TICK } else { IDLE_TICK };
+            let wait = if wants && alone { TICK } else { IDLE_TICK };
+            tokio::select! {
+                () = tokio::time::sleep(jitter(wait)) => {}
+                () = self.stop.wait() => return,
+            }
         }
     }
 

@@ -16,6 +16,7 @@ use runtime::endpoint::Endpoint;
 use runtime::peer::Identity;
 use runtime::rpc::{Call, CallError, Client, ClientOptions, Connection};
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 use wire::dtl::{
     DtlFacts, LEASE_MS, LogList, LogName, LogStatus, RENEW_MAX, ReadRecords, Records, Renew,
     Renewed, Seal, Sealed, Trim, method,
@@ -27,6 +28,8 @@ use super::BoxFuture;
 /// A seal waits for the target's last lease; what comes on top is its disk and the way.
 const SEAL_PATIENCE: Duration = Duration::from_millis(LEASE_MS + 4000);
 const CALL_PATIENCE: Duration = Duration::from_secs(2);
+/// Candidates that are asked whether they are there.
+const ASKED_MAX: usize = 6;
 /// Bytes of records in one answer to a claimant.
 const READ_BYTES: u32 = 1 << 20;
 
@@ -40,11 +43,20 @@ pub trait Cluster: Send + Sync + 'static {
         to: DtlFacts,
     ) -> BoxFuture<'_, Proposed>;
 
-    /// Routers that may be targets of this vDisk, best first: of the recovery domain, of another domain, on another host.
-    fn candidates(&self, vdisk: VdiskId) -> BoxFuture<'_, Vec<RouterId>>;
+    /// Routers that may be targets of this vDisk.
+    fn candidates(&self, vdisk: VdiskId) -> BoxFuture<'_, Candidates>;
 
     /// Where a router listens, tried in turn.
     fn addresses(&self, router: RouterId) -> BoxFuture<'_, Vec<Endpoint>>;
+}
+
+/// Who may be targets.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Candidates {
+    /// Best first.
+    pub routers: Vec<RouterId>,
+    /// How many of them should be.
+    pub copies: usize,
 }
 
 /// Why a claimant didn't get the records it asked for.
@@ -114,6 +126,20 @@ impl Peers {
             }
         }
         Err(problem)
+    }
+
+    /// Those of the first routers that can be connected to now, in the same order: one that was killed is no target, though
+    /// its session isn't over yet.
+    pub async fn answering(self: &Arc<Self>, routers: Vec<RouterId>) -> Vec<RouterId> {
+        let mut asked = JoinSet::new();
+        for (place, router) in routers.into_iter().take(ASKED_MAX).enumerate() {
+            let peers = Arc::clone(self);
+            asked.spawn(async move { (place, router, peers.connection(router).await.is_ok()) });
+        }
+        let mut answered: Vec<_> = asked.join_all().await;
+        answered.retain(|(_, _, is_there)| *is_there);
+        answered.sort_unstable();
+        answered.into_iter().map(|(_, router, _)| router).collect()
     }
 
     fn client(&self, address: Endpoint) -> Client {

@@ -2,7 +2,7 @@
 //!
 //! Invariant: a proposal is answered only when its outcome is known, and the record's epoch was asserted with it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,11 +11,11 @@ use router_core::dtl::target::Refusal;
 use runtime::clock::boot_now;
 use runtime::endpoint::Endpoint;
 use runtime::random::jitter;
-use wire::dtl::{DtlFacts, LogName};
+use wire::dtl::{DtlFacts, LogName, TARGETS_MAX};
 use wire::facts::{DtlRecord, RouterRecord, RouterState, key};
 
 use super::BoxFuture;
-use super::peers::{Cluster, Proposed};
+use super::peers::{Candidates, Cluster, Proposed};
 use super::server::{Authority, confirm};
 use crate::facts::Facts;
 
@@ -25,18 +25,19 @@ const PAUSE: Duration = Duration::from_millis(300);
 const FRESH: Duration = Duration::from_secs(1);
 
 /// (router, its domain) of those that may be targets.
-type Candidates = Vec<(RouterId, String)>;
+type Online = Vec<(RouterId, String)>;
 
 /// See the module's page.
 pub struct Ties {
     me: RouterId,
-    /// Where this router itself listens now; its record may still tell of its former life.
+    /// Where this router itself listens now: it needs no network to reach itself, and its record may still tell of its
+    /// former life.
     own: Vec<Endpoint>,
     domain: String,
     log: LogId,
     facts: Facts,
     /// And when that was read.
-    candidates: Mutex<Option<(Now, Candidates)>>,
+    candidates: Mutex<Option<(Now, Online)>>,
     addresses: Mutex<BTreeMap<RouterId, Vec<Endpoint>>>,
 }
 
@@ -85,7 +86,7 @@ impl Ties {
         }
     }
 
-    async fn online(&self) -> Candidates {
+    async fn online(&self) -> Online {
         let cached = self.candidates.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some((at, routers)) = cached
             && boot_now().since(at) < FRESH
@@ -103,7 +104,7 @@ impl Ties {
             let online = routers.into_iter().filter(|r| r.router != self.me && lives(r));
             Ok::<_, crate::facts::FactsError>(online.map(|r| (r.router, r.domain)).collect())
         };
-        let routers: Candidates = read.await.unwrap_or_default();
+        let routers: Online = read.await.unwrap_or_default();
         let mut candidates = self.candidates.lock().unwrap_or_else(PoisonError::into_inner);
         *candidates = Some((boot_now(), routers.clone()));
         routers
@@ -112,6 +113,18 @@ impl Ties {
 
 fn endpoints(router: &RouterRecord) -> Vec<Endpoint> {
     router.addresses.iter().filter_map(|address| address.parse().ok()).collect()
+}
+
+/// Those of other domains first, one of each, then the others; which of several in a domain differs from vDisk to vDisk.
+/// A second target is wanted where it is in a further domain: beside the first it would fall with it.
+fn rank(vdisk: VdiskId, own: &str, mut routers: Online) -> Candidates {
+    routers.sort_by_key(|(id, domain)| (domain == own, id.0 ^ vdisk.0));
+    let mut domains = BTreeSet::from([own.to_owned()]);
+    let first_of_domain = |(_, domain): &(RouterId, String)| domains.insert(domain.clone());
+    let (first, rest): (Vec<_>, Vec<_>) = routers.into_iter().partition(first_of_domain);
+    let copies = first.len().clamp(1, TARGETS_MAX);
+    let routers = first.into_iter().chain(rest).map(|(id, _)| id).collect();
+    Candidates { routers, copies }
 }
 
 impl Cluster for Ties {
@@ -124,13 +137,8 @@ impl Cluster for Ties {
         Box::pin(self.propose_until_known(log, from, to))
     }
 
-    /// Those of another domain first; which of several is chosen differs from vDisk to vDisk.
-    fn candidates(&self, vdisk: VdiskId) -> BoxFuture<'_, Vec<RouterId>> {
-        Box::pin(async move {
-            let mut routers = self.online().await;
-            routers.sort_by_key(|(id, domain)| (*domain == self.domain, id.0 ^ vdisk.0));
-            routers.into_iter().map(|(id, _)| id).collect()
-        })
+    fn candidates(&self, vdisk: VdiskId) -> BoxFuture<'_, Candidates> {
+        Box::pin(async move { rank(vdisk, &self.domain, self.online().await) })
     }
 
     fn addresses(&self, router: RouterId) -> BoxFuture<'_, Vec<Endpoint>> {
@@ -165,5 +173,25 @@ impl Authority for Ties {
                 Err(error) => Err(Refusal::UnknownRecord(error.to_string())),
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ranked(own: &str, online: &[(u128, &str)]) -> (Vec<u128>, usize) {
+        let online = online.iter().map(|(id, domain)| (RouterId(*id), (*domain).to_owned()));
+        let Candidates { routers, copies } = rank(VdiskId(0), own, online.collect());
+        (routers.into_iter().map(|router| router.0).collect(), copies)
+    }
+
+    #[test]
+    fn targets_lie_in_as_many_other_domains_as_there_are() {
+        assert_eq!(ranked("a", &[]), (vec![], 1));
+        assert_eq!(ranked("a", &[(1, "a"), (2, "a")]), (vec![1, 2], 1));
+        assert_eq!(ranked("a", &[(1, "a"), (2, "b"), (3, "b")]), (vec![2, 3, 1], 1));
+        let three = [(1, "a"), (2, "b"), (3, "b"), (4, "c"), (5, "d")];
+        assert_eq!(ranked("a", &three), (vec![2, 4, 5, 3, 1], 2));
     }
 }

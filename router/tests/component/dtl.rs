@@ -14,7 +14,7 @@ use model::{
 };
 use router::dtl::BoxFuture;
 use router::dtl::owner::{DtlOwner, Session};
-use router::dtl::peers::{Cluster, Peers, Proposed};
+use router::dtl::peers::{Candidates, Cluster, Peers, Proposed};
 use router::dtl::server::{Authority, TargetOptions, TargetServer, confirm};
 use router_core::crc32c;
 use router_core::dtl::owner::{Opening, Patience};
@@ -40,6 +40,7 @@ struct Arakoon {
     epoch: Epoch,
     history: Vec<DtlFacts>,
     candidates: Vec<RouterId>,
+    copies: usize,
     addresses: BTreeMap<RouterId, Endpoint>,
 }
 
@@ -52,6 +53,7 @@ impl Fake {
             epoch: Epoch(1),
             history: vec![DtlFacts::standalone()],
             candidates: candidates.to_vec(),
+            copies: 1,
             addresses: BTreeMap::new(),
         })))
     }
@@ -84,8 +86,11 @@ impl Cluster for Fake {
         })
     }
 
-    fn candidates(&self, _: VdiskId) -> BoxFuture<'_, Vec<RouterId>> {
-        Box::pin(async { self.0.lock().unwrap().candidates.clone() })
+    fn candidates(&self, _: VdiskId) -> BoxFuture<'_, Candidates> {
+        Box::pin(async {
+            let arakoon = self.0.lock().unwrap();
+            Candidates { routers: arakoon.candidates.clone(), copies: arakoon.copies }
+        })
     }
 
     fn addresses(&self, router: RouterId) -> BoxFuture<'_, Vec<Endpoint>> {
@@ -150,6 +155,7 @@ fn peers(fake: &Fake) -> Arc<Peers> {
 
 /// The first life of a vDisk: it wants `copies` targets and has none yet.
 fn open(fake: &Fake, copies: usize) -> DtlOwner {
+    fake.0.lock().unwrap().copies = copies;
     let facts = fake.facts();
     let generation = DtlGeneration(1);
     let next = DtlFacts { state: DtlState::Degraded, generation, ..facts.clone() };
@@ -159,7 +165,6 @@ fn open(fake: &Fake, copies: usize) -> DtlOwner {
         epoch,
         me: ME,
         mode: DtlMode::Sync,
-        copies,
         unprotected: false,
         strict: false,
         facts,
@@ -268,6 +273,21 @@ fn p13_a_dead_target_is_replaced_and_counts_for_nothing() {
         assert!(Lsn(50) <= change.floor && change.floor < Lsn(60), "{change:?}");
         let (plan, entries) = take_over(&fake, 0, B).await;
         assert_eq!((plan.last, entries.len()), (Lsn(60), 60));
+    });
+}
+
+#[test]
+fn who_doesnt_answer_is_never_named_though_arakoon_takes_him_to_be_well() {
+    let dir = tempfile::tempdir().unwrap();
+    let fake = Fake::new(&[A, B]);
+    drop(target(&fake, A, dir.path()));
+    let _second = target(&fake, B, dir.path());
+    runtime().block_on(async {
+        let owner = open(&fake, 1);
+        until("InSync", || owner.facts().state == DtlState::InSync).await;
+        let history = fake.0.lock().unwrap().history.clone();
+        assert!(history.iter().all(|facts| !facts.targets.contains(&A)), "{history:?}");
+        assert_eq!(owner.facts().generation, DtlGeneration(2), "{history:?}");
     });
 }
 

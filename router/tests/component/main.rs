@@ -12,6 +12,7 @@ mod dtl;
 mod durability;
 mod support;
 mod takeover;
+mod zombie;
 
 use support::{Disk, World};
 use wire::router::{AttachMode, Durability, ExtentKind, UnmapKind, code};

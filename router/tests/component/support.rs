@@ -3,6 +3,7 @@
 pub mod arakoon;
 pub mod disk;
 pub mod proxy;
+pub mod relay;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use model::{LogId, VdiskId};
+use model::{Incarnation, LogId, RouterId, VdiskId};
 use router_core::log::{Scan, Scanner};
 use runtime::endpoint::Endpoint;
 use runtime::net::Listener;
@@ -21,11 +22,13 @@ use runtime::shutdown::Shutdown;
 use wire::dtl::DtlMode;
 use wire::facts::{Record, VdiskRecord, VpoolDtl, VpoolRecord, key};
 use wire::router::{
-    CreateVdisk, Locate, Location, ResizeVdisk, VdiskInfo, VdiskName, VdiskNames, method,
+    CreateVdisk, Locate, Location, ResizeVdisk, Transfer, Transferred, VdiskInfo, VdiskName,
+    VdiskNames, method,
 };
 use wire::{Decode, Encode, Role, WireError};
 
 pub use disk::Disk;
+pub use relay::{Held, Relay};
 
 pub const WITHIN: Duration = Duration::from_secs(60);
 
@@ -72,10 +75,19 @@ impl Drop for Served {
     }
 }
 
+/// What can be cut.
+pub struct Cables {
+    /// From every router to the second one, which keeps the DTL of the first.
+    pub dtl: Relay,
+    /// From the first router to arakoon.
+    pub arakoon: Relay,
+}
+
 pub struct World {
     dir: tempfile::TempDir,
     pub proxy: Arc<proxy::FakeProxy>,
-    arakoon: Arc<arakoon::FakeArakoon>,
+    pub arakoon: Arc<arakoon::FakeArakoon>,
+    cables: Option<Cables>,
     proxy_server: Served,
     arakoon_server: Served,
 }
@@ -98,7 +110,19 @@ impl World {
             ),
             proxy,
             arakoon,
+            cables: None,
         }
+    }
+
+    /// Edges reach every router, whatever is cut.
+    pub fn with_cables(self) -> Self {
+        let cables = Cables { dtl: Relay::start(), arakoon: Relay::start() };
+        cables.arakoon.lead_to(&self.arakoon_server.endpoint);
+        Self { cables: Some(cables), ..self }
+    }
+
+    pub fn cables(&self) -> &Cables {
+        self.cables.as_ref().expect("the world was made with cables")
     }
 
     pub fn start(&self) -> Router {
@@ -106,7 +130,15 @@ impl World {
     }
 
     pub fn start_other(&self) -> Router {
-        self.launch("router-2", "log_segments = 4\nlog_segment_size = \"8MiB\"")
+        let size = "log_segments = 4\nlog_segment_size = \"8MiB\"";
+        let Some(Cables { dtl, .. }) = &self.cables else { return self.launch("router-2", size) };
+        let other = self.launch("router-2", &format!("{size}\naddresses = [\"{}\"]", dtl.endpoint));
+        dtl.lead_to(other.endpoint());
+        other
+    }
+
+    pub fn start_third(&self) -> Router {
+        self.launch("router-3", "log_segments = 4\nlog_segment_size = \"8MiB\"")
     }
 
     /// vDisks made from now on have a DTL.
@@ -120,18 +152,35 @@ impl World {
         self.arakoon.expire(&key::router_session(self.vdisk(name).owner));
     }
 
+    /// Of the router with this name.
+    pub fn id_of(&self, router: &str) -> RouterId {
+        std::fs::read_to_string(self.path(router).join("router-id"))
+            .unwrap()
+            .trim()
+            .parse()
+            .unwrap()
+    }
+
+    pub fn session_of(&self, router: RouterId) -> (Bytes, Incarnation) {
+        let id = key::router_session(router);
+        let incarnation = self.arakoon.session(&id).unwrap();
+        (id, incarnation)
+    }
+
     pub fn start_with(&self, extra: &str) -> Router {
         self.launch("router-1", extra)
     }
 
     fn launch(&self, name: &str, extra: &str) -> Router {
         let dead = "127.0.0.1:1";
+        let cable = self.cables.as_ref().filter(|_| name == "router-1");
+        let arakoon = cable.map_or(&self.arakoon_server.endpoint, |cable| &cable.arakoon.endpoint);
         let text = format!(
             "name = \"{name}\"\ncluster = \"test\"\ndata_dir = \"{}\"\nlisten = \"127.0.0.1:0\"\n\
              proxies = [\"{dead}\", \"{}\"]\n{extra}\n[arakoon]\n[[arakoon.nodes]]\nid = 1\nname = \"fake\"\naddress = \"{}\"\n",
             self.path(name).display(),
             self.proxy_server.endpoint,
-            self.arakoon_server.endpoint
+            arakoon
         );
         let path = self.dir.path().join(format!("{name}.toml"));
         std::fs::write(&path, text).unwrap();
@@ -295,6 +344,20 @@ impl Router {
         force: bool,
     ) -> Result<VdiskInfo, WireError> {
         self.call(method::RESIZE_VDISK, &ResizeVdisk { name: name.into(), size_bytes, force })
+    }
+
+    /// Tried again while the other router isn't ready.
+    pub fn transfer(&self, name: &str, to: RouterId) -> Transferred {
+        let start = Instant::now();
+        loop {
+            match self.call(method::TRANSFER_VDISK, &Transfer { name: name.into(), to }) {
+                Err(error) if error.class == wire::ErrorClass::Retry => {
+                    assert!(start.elapsed() < WITHIN, "{error}");
+                }
+                transferred => break transferred.unwrap(),
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     pub fn try_show(&self, name: &str) -> Result<VdiskInfo, WireError> {

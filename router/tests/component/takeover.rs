@@ -6,7 +6,7 @@ use wire::dtl::DtlMode;
 use wire::router::{AttachMode, Durability, code};
 use wire::{ErrorClass, WireError};
 
-use crate::support::{Disk, Router, World};
+use crate::support::{Disk, Held, Router, World};
 
 const MIB: u64 = 1 << 20;
 
@@ -121,6 +121,40 @@ fn l7_what_cant_be_claimed_without_loss_stays_with_its_owner_and_says_what_is_mi
     let owner: Router = world.start();
     disk.reattach(&owner);
     disk.check_all();
+    owner.stop();
+    other.stop();
+}
+
+/// What an owner had acknowledged and nobody has any more is gone once another owner was without it: readers have seen so.
+#[test]
+fn p10_what_was_lost_with_an_owner_doesnt_come_back_with_its_log() {
+    let world = World::new().with_dtl(DtlMode::Async).with_cables();
+    let owner = world.start();
+    let other = world.start_other();
+    owner.create("demo", 8 * MIB);
+    let mut lost = Disk::attach(&owner, "demo");
+    owner.until_in_sync("demo");
+    lost.write(0, &[1; 4096], Durability::Durable);
+    world.cables().dtl.hold(Held { requests: true, answers: false });
+    lost.try_write(0, &[2; 4096]).unwrap();
+    owner.kill();
+    world.expire_owner("demo");
+    // Its edge is gone as well.
+    let mut disk = Disk::try_attach(&other, "demo", 2, AttachMode::Exclusive, true).unwrap();
+    let kept = [[1; 4096], [0; 4096]].concat();
+    // What was on its way finds a log that is sealed.
+    world.cables().dtl.mend();
+    assert_eq!(disk.try_read(0, 8192).unwrap(), kept);
+    // It goes back without a record of its own, and the router that lost something restarts.
+    let owner = world.start();
+    other.transfer("demo", world.id_of("router-1"));
+    disk.reattach(&owner);
+    assert_eq!(disk.try_read(0, 8192).unwrap(), kept);
+    owner.until_in_sync("demo");
+    owner.kill();
+    let owner = world.start();
+    disk.reattach(&owner);
+    assert_eq!(disk.try_read(0, 8192).unwrap(), kept, "a lost write came back");
     owner.stop();
     other.stop();
 }

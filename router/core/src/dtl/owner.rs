@@ -23,9 +23,11 @@ use wire::dtl::{
 };
 
 mod ask;
+mod avoid;
 mod member;
 
 pub use ask::{Acks, Effect, Failure, FromTarget, Proposed, ReadRight, RequestId, ToTarget};
+use avoid::Avoided;
 use member::{Member, Outstanding, Stage};
 
 /// Appends to one target under way; further records wait and leave together.
@@ -45,7 +47,7 @@ pub struct Patience {
     pub answer: Duration,
     /// Between two tries to reach a target, and between two looks for another.
     pub retry: Duration,
-    /// So long a router that failed is chosen only after all others.
+    /// So long a router that failed isn't chosen; longer if it failed before.
     pub avoid: Duration,
     /// Read leases are renewed this often while somebody reads.
     pub renew: Duration,
@@ -72,8 +74,6 @@ pub struct Opening {
     pub epoch: Epoch,
     pub me: RouterId,
     pub mode: DtlMode,
-    /// Targets wanted.
-    pub copies: usize,
     /// Standalone, and the vPool says so: a flush rests on the own log alone.
     pub unprotected: bool,
     /// Shared attachments: when not InSync every acknowledgement is as strict as a flush (P5).
@@ -97,7 +97,9 @@ pub struct Owner {
     fenced: bool,
     members: BTreeMap<RouterId, Member>,
     candidates: Vec<RouterId>,
-    avoided: BTreeMap<RouterId, Now>,
+    /// Targets wanted.
+    copies: usize,
+    avoided: Avoided,
     stale: BTreeMap<RouterId, Lsn>,
     /// Bytes of the records `committed + 1 ..= last`.
     sizes: VecDeque<u32>,
@@ -123,7 +125,8 @@ impl Owner {
             fenced: false,
             members: BTreeMap::new(),
             candidates: Vec::new(),
-            avoided: BTreeMap::new(),
+            copies: 1,
+            avoided: Avoided::new(opening.vdisk.0 as u64),
             stale: BTreeMap::new(),
             sizes: VecDeque::new(),
             committed: opening.base,
@@ -201,8 +204,9 @@ impl Owner {
         self.read_at = Some(now);
     }
 
-    /// Routers that may be targets, best first.
-    pub fn candidates(&mut self, routers: Vec<RouterId>) {
+    /// Routers that may be targets, best first, and how many are wanted.
+    pub fn candidates(&mut self, routers: Vec<RouterId>, copies: usize) {
+        self.copies = copies.clamp(1, TARGETS_MAX);
         self.candidates = routers;
         self.candidates.retain(|router| *router != self.name.me);
     }
@@ -218,8 +222,7 @@ impl Owner {
     /// [`Owner::candidates`] should be told anew.
     #[must_use]
     pub fn wants_candidates(&self) -> bool {
-        let wanted = self.name.copies.clamp(1, TARGETS_MAX);
-        self.facts.state != DtlState::Standalone && self.members.len() < wanted
+        self.facts.state != DtlState::Standalone && self.members.len() < TARGETS_MAX
     }
 
     /// Up to where requests may be acknowledged now. What is returned is promised.
@@ -261,8 +264,8 @@ impl Owner {
         }
         let into = self.proposing.as_ref().is_some_and(|to| to.state == DtlState::InSync);
         match self.facts.state {
-            // P16: a claimant who reads InSync waits for the DTL's lease alone, one who reads what is proposed for the
-            // session alone: it may be committed long before the owner hears of it.
+            // P16: a claimant who reads InSync waits for the DTL's lease alone, one who reads anything else for the session
+            // alone; until the outcome of a proposal is known, either may be what arakoon says.
             DtlState::InSync if self.proposing.is_some() => ReadRight::Both(self.lease()),
             DtlState::InSync => ReadRight::Dtl(self.lease()),
             DtlState::CatchingUp if into => ReadRight::Both(self.lease()),
@@ -370,7 +373,7 @@ impl Owner {
             .map(|(router, _)| *router)
             .collect();
         for router in &failed {
-            self.avoided.insert(*router, now.plus(self.name.patience.avoid));
+            self.avoided.failed(*router, now, self.name.patience.avoid);
         }
         if !failed.is_empty() {
             let why = failed.iter().filter_map(|router| {
@@ -395,8 +398,7 @@ impl Owner {
                 }
             }
             DtlState::Degraded | DtlState::InSync => {
-                let wanted = self.name.copies.clamp(1, TARGETS_MAX);
-                let short = self.facts.targets.len() < wanted;
+                let short = self.facts.targets.len() < self.copies;
                 if short && self.look_at <= now {
                     self.look_at = now.plus(self.name.patience.retry);
                     if self.facts.targets.len() < self.choose(now).len() {
@@ -409,16 +411,15 @@ impl Owner {
 
     /// Whom to name next: healthy targets first, then candidates that didn't fail just now. Never the own router.
     fn choose(&self, now: Now) -> Vec<RouterId> {
-        let wanted = self.name.copies.clamp(1, TARGETS_MAX);
         let healthy = self.members.iter().filter(|(_, member)| member.failed.is_none());
         let mut chosen: Vec<RouterId> = healthy.map(|(router, _)| *router).collect();
-        let free = |router: &&RouterId| self.avoided.get(router).is_none_or(|until| *until <= now);
+        let free = |router: &&RouterId| self.avoided.is_free(**router, now);
         for router in self.candidates.iter().filter(free) {
             if !chosen.contains(router) && *router != self.name.me {
                 chosen.push(*router);
             }
         }
-        chosen.truncate(wanted);
+        chosen.truncate(self.copies);
         chosen
     }
 

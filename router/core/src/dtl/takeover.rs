@@ -139,8 +139,8 @@ fn next_facts(
         holders.map(|c| c.router).collect::<Vec<_>>()
     };
     let previous = match best {
-        // What was promised lies where it was read, until it is in the backend.
-        Some(best) if best.generation == facts.generation => {
+        // What was promised lies where it was read, until it is in the backend; a log that just catches up may end below.
+        Some(best) if best.generation == facts.generation && facts.floor <= best.last => {
             Some(DtlPromise { generation: best.generation, targets: held_by(best.generation) })
         }
         None if facts.state == DtlState::InSync => {
@@ -244,6 +244,18 @@ mod tests {
         assert_eq!((plan.next.targets, plan.next.previous), (vec![B], previous));
         let only_new = [(B, vec![held(5, 10, 11)])];
         assert!(matches!(judge(&evidence(&facts, &only_new)), Err(Gap::BelowFloor { .. })));
+    }
+
+    #[test]
+    fn p13_a_target_that_just_catches_up_doesnt_replace_who_holds_the_promise() {
+        let mut facts = facts(DtlState::CatchingUp, &[B]);
+        facts.floor = Lsn(20);
+        let previous = Some(DtlPromise { generation: DtlGeneration(3), targets: vec![A] });
+        facts.previous = previous.clone();
+        let sealed = [(B, vec![held(5, 10, 12)])];
+        let own = Evidence { own_last: Some(Lsn(30)), ..evidence(&facts, &sealed) };
+        let plan = judge(&own).unwrap();
+        assert_eq!((plan.last, plan.next.floor, plan.next.previous), (Lsn(30), Lsn(20), previous));
     }
 
     #[test]

@@ -4,6 +4,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod cuts;
 mod disk;
 mod owner;
 mod power_cut;

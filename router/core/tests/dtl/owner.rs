@@ -36,7 +36,6 @@ fn catching_up(recovered: u64, now: Now, out: &mut Vec<Effect>) -> Owner {
         epoch: Epoch(1),
         me: RouterId(100),
         mode: DtlMode::Async,
-        copies: 1,
         unprotected: false,
         strict: false,
         facts,

@@ -104,6 +104,7 @@ fn recovered(vdisk: &Vdisk, id: VdiskId, scan: &Scan) -> Vec<usize> {
         head_lsn: vdisk.head,
         epochs: &vdisk.epochs(),
         promised_log: LOG,
+        log_from: 0,
         own_log: LOG,
     };
     recover::plan(&facts, scan).expect("a power cut leaves no gap").records
@@ -348,6 +349,7 @@ impl Life {
                 head_lsn: vdisk.head,
                 epochs: &epochs,
                 promised_log: LOG,
+                log_from: 0,
                 own_log: LOG,
             };
             let Ok(plan) = recover::plan(&facts, &scan) else {

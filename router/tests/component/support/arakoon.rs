@@ -15,9 +15,9 @@ use wire::arakoon::{
 use super::reply;
 
 #[derive(Default)]
-struct Store {
-    map: BTreeMap<Bytes, Bytes>,
-    sessions: BTreeMap<Bytes, Incarnation>,
+pub struct Store {
+    pub map: BTreeMap<Bytes, Bytes>,
+    pub sessions: BTreeMap<Bytes, Incarnation>,
     revision: u64,
     answered: BTreeMap<(u128, u64), Result<Committed, WireError>>,
 }
@@ -25,7 +25,11 @@ struct Store {
 #[derive(Default)]
 pub struct FakeArakoon {
     store: Mutex<Store>,
+    /// What happens right before the next transaction that sets this key.
+    before: Mutex<Option<(Bytes, Interference)>>,
 }
+
+type Interference = Box<dyn FnOnce(&mut Store) + Send>;
 
 pub struct Server(pub Arc<FakeArakoon>);
 
@@ -37,6 +41,26 @@ impl FakeArakoon {
     /// As when its holder wasn't heard of for the TTL.
     pub fn expire(&self, session: &Bytes) {
         self.store.lock().unwrap().sessions.remove(session);
+    }
+
+    /// Somebody is quicker than the next transaction that sets `key`.
+    pub fn before(&self, key: Bytes, interference: impl FnOnce(&mut Store) + Send + 'static) {
+        *self.before.lock().unwrap() = Some((key, Box::new(interference)));
+    }
+
+    fn interfere(&self, store: &mut Store, transaction: &Transaction) {
+        let mut before = self.before.lock().unwrap();
+        let sets = |wanted: &Bytes| {
+            let of = |update: &Update| matches!(update, Update::Set { key, .. } if key == wanted);
+            transaction.updates.iter().any(of)
+        };
+        if let Some((_, interference)) = before.take_if(|(key, _)| sets(key)) {
+            interference(store);
+        }
+    }
+
+    pub fn session(&self, id: &Bytes) -> Option<Incarnation> {
+        self.store.lock().unwrap().sessions.get(id).copied()
     }
 
     pub fn get(&self, key: &Bytes) -> Option<Bytes> {
@@ -114,7 +138,11 @@ impl Service for Server {
     fn call(&self, request: Request, responder: Responder) {
         let mut store = self.0.store.lock().unwrap();
         match request.method {
-            method::TRANSACT => reply(responder, store.transact(request.decode().unwrap())),
+            method::TRANSACT => {
+                let transaction: Transaction = request.decode().unwrap();
+                self.0.interfere(&mut store, &transaction);
+                reply(responder, store.transact(transaction));
+            }
             method::GET => {
                 let get: Get = request.decode().unwrap();
                 let values = get.keys.iter().map(|key| store.map.get(key).cloned()).collect();

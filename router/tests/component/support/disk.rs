@@ -187,6 +187,16 @@ impl Disk {
         self.send(self.seq, offset, data, Durability::Normal)
     }
 
+    pub fn try_write_as(
+        &mut self,
+        offset: u64,
+        data: &[u8],
+        durability: Durability,
+    ) -> Result<Applied, WireError> {
+        self.seq += 1;
+        self.send(self.seq, offset, data, durability)
+    }
+
     pub fn write(&mut self, offset: u64, data: &[u8], durability: Durability) {
         self.seq += 1;
         self.send(self.seq, offset, data, durability).unwrap();

@@ -98,3 +98,17 @@ pub enum ReadRight {
     /// Both: a change into or out of InSync is proposed, and may or may not be committed.
     Both(Option<Now>),
 }
+
+impl ReadRight {
+    /// Does it hold at `now`? `session`: the session lives by the own clock.
+    #[must_use]
+    pub fn allows(self, now: Now, session: bool) -> bool {
+        let runs = |until: Option<Now>| until.is_some_and(|until| now < until);
+        match self {
+            Self::Never => false,
+            Self::Dtl(until) => runs(until),
+            Self::Session => session,
+            Self::Both(until) => session && runs(until),
+        }
+    }
+}
