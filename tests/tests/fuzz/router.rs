@@ -70,6 +70,7 @@ pub fn fuzz_log_segment(data: &[u8]) {
             head_lsn: Lsn(u64::from(data.first().copied().unwrap_or_default())),
             epochs: &epochs,
             promised_log: LOG,
+            log_from: 0,
             own_log: LOG,
         };
         if let Ok(replay) = plan(&facts, &scan) {
