@@ -234,6 +234,7 @@ impl Router {
             head_lsn: head.last_lsn,
             epochs: &head.epochs,
             promised_log: self.id,
+            log_from: 0,
             own_log: self.id,
         };
         let plan = recover::plan(&facts, &scan)?;
