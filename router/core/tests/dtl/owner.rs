@@ -121,7 +121,7 @@ fn h_11_a_target_is_in_sync_only_when_it_holds_what_was_recovered() {
 fn h_12_degraded_flushes_wait_for_the_backend_and_another_target_is_taken_at_once() {
     let now = at(1000);
     let mut owner = in_sync(now);
-    owner.candidates(vec![TARGET, OTHER]);
+    owner.candidates(vec![TARGET, OTHER], 1);
     let mut out = Vec::new();
     owner.appended(Lsn(1), 4224);
     owner.local_synced(Lsn(1));

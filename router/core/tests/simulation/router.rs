@@ -527,6 +527,7 @@ impl Router {
             head_lsn: head.last_lsn,
             epochs: &head.epochs,
             promised_log: LOG,
+            log_from: 0,
             own_log: LOG,
         };
         let plan = recover::plan(&facts, scan)?;
