@@ -117,6 +117,7 @@ impl Drop for ReadOnly<'_> {
     }
 }
 
+/// h_20.
 #[test]
 fn taken_ports_directories_and_wrong_certificates_harm_nobody() -> anyhow::Result<()> {
     let mut cluster =
@@ -174,6 +175,7 @@ fn wrong_certificate(cluster: &mut Cluster, wrong: &[u8], words: &[&str]) -> any
     Ok(())
 }
 
+/// h_16.
 #[test]
 fn full_disks_push_back_and_lose_nothing() -> anyhow::Result<()> {
     let log = ["--log-segments", "4", "--log-segment-size", "8MiB"];

@@ -127,6 +127,7 @@ fn strace_works() -> bool {
     traced.is_ok_and(|status| status.success())
 }
 
+/// h_17.
 #[test]
 fn no_operation_costs_more_than_its_budget() {
     if !strace_works() {

@@ -60,6 +60,7 @@ fn finish(verifier: &Verifier, going: Going) -> anyhow::Result<()> {
     verifier.check(Survival::Alive)
 }
 
+/// h_19.
 #[test]
 fn a_killed_or_sleeping_owner_is_replaced_under_load_and_nothing_is_lost() -> anyhow::Result<()> {
     let options = Options { vdisks: vec![("demo", "1GiB")], up: Vec::new() };

@@ -51,6 +51,7 @@ async fn a_head_that_is_another_one_is_told() {
     cluster.until_fragments(2 * 3).await;
 }
 
+/// h_07.
 #[tokio::test]
 async fn a_lower_epoch_is_fenced_everywhere() {
     let cluster = Cluster::start(Setup::default()).await;

@@ -83,6 +83,7 @@ async fn plaintext_is_on_no_disk_at_any_compression() {
     assert!(cluster.asds.iter().any(|asd| asd.contains(&marker[..16])));
 }
 
+/// h_18.
 #[tokio::test]
 async fn objects_are_listed_in_order_and_deleted_with_their_fragments() {
     let cluster = Cluster::start(Setup::default()).await;

@@ -491,6 +491,7 @@ fn p17_leaders_that_change_all_the_time_dont_keep_the_dead_alive() {
     }
 }
 
+/// h_15.
 #[test]
 fn an_idle_cluster_writes_nothing_and_living_sessions_write_once_a_second_at_most() {
     for holders in [0, 3] {

@@ -71,6 +71,7 @@ async fn p17_a_session_is_renewed_through_leader_kills_and_fences_claims() -> Re
     Ok(())
 }
 
+/// h_15.
 #[tokio::test]
 async fn p17_a_silent_holders_session_expires_after_it_has_stopped_and_not_before() -> Result<()> {
     let cluster = Cluster::start(3, 1000)?;

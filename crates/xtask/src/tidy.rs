@@ -1,13 +1,15 @@
 //! `cargo xtask tidy`: the rules of the house that neither compiler nor clippy knows.
 //!
-//! Three parts, each a pure function from text to findings, so that each rule has a test that breaks it:
-//! [`arrows`] (who may import whom), [`manifest`] (how a crate's manifest looks), [`source`] (how a file looks).
+//! Four parts, each a pure function from text to findings, so that each rule has a test that breaks it:
+//! [`arrows`] (who may import whom), [`manifest`] (how a crate's manifest looks), [`source`] (how a file looks),
+//! [`holes`] (the index of holes names tests that exist).
 //! This file only reads the workspace and prints.
 //!
 //! Invariant: every member of the workspace and every file git knows is looked at; a crate without a rule is a finding,
 //! so nothing is let through by being new.
 
 mod arrows;
+mod holes;
 mod manifest;
 mod source;
 
@@ -34,13 +36,18 @@ pub fn run(root: &Path) -> anyhow::Result<()> {
     let mut findings = Vec::new();
     let members = read_members(root, &mut findings)?;
     findings.extend(arrows::check(&members));
-    let mut files = 0_usize;
+    let (mut files, mut rust) = (0_usize, Vec::new());
     for path in known_files(root)? {
         // A file that git lists may have been deleted and not yet committed; links and binaries carry no rules.
         let Ok(text) = std::fs::read_to_string(root.join(&path)) else { continue };
         findings.extend(source::check(&path, &text));
         files += 1;
+        if path.ends_with(".rs") {
+            rust.push(text);
+        }
     }
+    let index = std::fs::read_to_string(root.join(holes::INDEX)).context("read the index")?;
+    findings.extend(holes::check(&index, &rust));
     findings.sort();
     findings.dedup();
     for Finding { place, what } in &findings {

@@ -4,6 +4,7 @@ use crate::fake_router::FakeRouter;
 use crate::rig::{MIB, Rig, RunningEdge, good, nbdsh, noise, tool};
 use std::time::Duration;
 
+/// h_02.
 #[tokio::test]
 async fn acknowledged_writes_outlive_a_router_that_lost_them() {
     let mut rig = Rig::start(16 * MIB, "").await;
@@ -78,6 +79,7 @@ async fn a_verifying_load_survives_deaths_and_cuts() {
     rig.stop().await;
 }
 
+/// h_01.
 #[tokio::test]
 async fn requests_wait_for_a_router_that_is_away() {
     let mut rig = Rig::start(16 * MIB, "").await;
@@ -96,6 +98,7 @@ async fn requests_wait_for_a_router_that_is_away() {
     rig.stop().await;
 }
 
+/// h_04.
 #[tokio::test]
 async fn with_a_deadline_a_hanging_request_becomes_an_error() {
     let rig = Rig::start(16 * MIB, "io_deadline = '1s'").await;
@@ -161,6 +164,7 @@ async fn redirects_are_followed() {
     edge.stop().await;
 }
 
+/// h_20.
 #[tokio::test]
 async fn damaged_reads_are_asked_again_and_never_passed_on() {
     let rig = Rig::start(16 * MIB, "").await;

@@ -247,6 +247,7 @@ fn p11_what_may_be_acknowledged_is_what_one_sealed_target_shows() {
     });
 }
 
+/// h_12.
 #[test]
 fn p13_a_dead_target_is_replaced_and_counts_for_nothing() {
     let dir = tempfile::tempdir().unwrap();
@@ -276,6 +277,7 @@ fn p13_a_dead_target_is_replaced_and_counts_for_nothing() {
     });
 }
 
+/// h_09.
 #[test]
 fn who_doesnt_answer_is_never_named_though_arakoon_takes_him_to_be_well() {
     let dir = tempfile::tempdir().unwrap();

@@ -51,6 +51,7 @@ fn what_is_told_to_be_durable_was_synced_before() {
     assert_eq!(vouched, 8);
 }
 
+/// h_05.
 #[test]
 fn every_start_claims_an_epoch_of_its_own() {
     let world = World::new();

@@ -158,6 +158,7 @@ fn writes_go_on_while_the_backend_is_out_and_reach_it_afterwards() {
     router.stop();
 }
 
+/// h_16.
 #[test]
 fn a_full_log_slows_writes_and_refuses_none() {
     let world = World::new();
@@ -195,6 +196,7 @@ fn hot_blocks_die_in_the_log() {
     router.stop();
 }
 
+/// h_07.
 #[test]
 fn a_raised_epoch_fences_the_owner() {
     let world = World::new();
@@ -291,6 +293,7 @@ fn sixteen_tebibytes_are_trimmed_by_one_record() {
     router.stop();
 }
 
+/// h_18.
 #[test]
 fn vdisks_are_created_once_resized_carefully_and_deleted_wholly() {
     let world = World::new();
@@ -320,6 +323,7 @@ fn vdisks_are_created_once_resized_carefully_and_deleted_wholly() {
     router.stop();
 }
 
+/// h_20.
 #[test]
 fn damage_in_the_backend_is_an_error_and_never_zeroes() {
     let world = World::new();
@@ -338,6 +342,7 @@ fn damage_in_the_backend_is_an_error_and_never_zeroes() {
     router.stop();
 }
 
+/// h_20.
 #[test]
 fn a_payload_damaged_on_the_way_is_refused() {
     let world = World::new();

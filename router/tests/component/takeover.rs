@@ -16,6 +16,7 @@ fn steps(disk: &mut Disk, random: &mut fastrand::Rng, count: usize) {
     }
 }
 
+/// h_02, h_23.
 #[test]
 fn p18_a_killed_owners_vdisk_is_claimed_with_all_that_was_acknowledged() {
     for (mode, rounds) in [(DtlMode::Sync, 2), (DtlMode::Async, 1)] {
@@ -92,16 +93,19 @@ fn claimed_from(first: impl FnOnce(&mut Disk) -> WireError) {
     other.stop();
 }
 
+/// h_08, h_19.
 #[test]
 fn p16_an_owner_that_was_claimed_from_reads_nothing_stale_and_withdraws() {
     claimed_from(|old| old.try_read(0, 4096).unwrap_err());
 }
 
+/// h_03, h_08.
 #[test]
 fn p11_an_owner_that_was_claimed_from_acknowledges_nothing_and_withdraws() {
     claimed_from(|old| old.try_write(0, &[3; 4096]).unwrap_err());
 }
 
+/// h_14.
 #[test]
 fn l7_what_cant_be_claimed_without_loss_stays_with_its_owner_and_says_what_is_missing() {
     let world = World::new().with_dtl(DtlMode::Sync);

@@ -156,6 +156,7 @@ fn p2_a_flush_ack_forgets_only_what_it_covers() {
 }
 
 /// "An unacknowledged W1 was applied and read, W2 over it was flushed, the owner dies, W1 is applied again over W2."
+/// h_03.
 #[test]
 fn p3_an_applied_write_is_never_sent_again_over_a_later_one() {
     let mut play = Play::live();
@@ -179,6 +180,7 @@ fn p3_an_applied_write_is_never_sent_again_over_a_later_one() {
     assert!(play.session.is_quiet());
 }
 
+/// h_03.
 #[test]
 fn p3_overlapping_changes_are_replayed_one_after_the_other() {
     let mut play = Play::live();
@@ -394,6 +396,7 @@ fn flushes_share_a_call_and_cover_what_was_answered_before_them() {
     assert_eq!(play.replies.len(), FLUSHES_MAX + 10);
 }
 
+/// h_04.
 #[test]
 fn with_a_deadline_a_request_fails_but_keeps_its_place() {
     let io_deadline = Some(Duration::from_secs(5));

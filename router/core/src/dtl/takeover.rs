@@ -192,6 +192,7 @@ mod tests {
         Evidence { me: ME, facts, mode, head, own_last: None, epochs: &NOBODY, sealed }
     }
 
+    /// h_13.
     #[test]
     fn p11_one_sealed_target_of_two_suffices_and_the_set_is_cut_to_it() {
         let facts = facts(DtlState::InSync, &[A, B]);
@@ -213,6 +214,7 @@ mod tests {
         );
     }
 
+    /// h_09, h_10.
     #[test]
     fn l7_a_wiped_or_unreachable_or_damaged_target_is_a_gap() {
         let facts = facts(DtlState::InSync, &[A]);
@@ -233,6 +235,7 @@ mod tests {
         assert_eq!(judge(&evidence(&facts, &short)), Err(gap));
     }
 
+    /// h_10.
     #[test]
     fn p13_while_catching_up_the_former_promise_counts_too() {
         let mut facts = facts(DtlState::CatchingUp, &[B]);

@@ -214,6 +214,7 @@ impl Life {
     }
 }
 
+/// h_13.
 #[test]
 fn no_power_cut_loses_what_a_target_has_answered() {
     let soak = std::env::var_os("HOLDFAST_SOAK").is_some();

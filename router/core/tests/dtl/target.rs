@@ -69,6 +69,7 @@ fn a_gap_is_refused_and_a_repetition_is_not() {
     driven.check_records(&driven.held(1).unwrap(), |_| 1);
 }
 
+/// h_08.
 #[test]
 fn l4_lower_epochs_and_other_generations_are_refused() {
     let mut driven = with_log();
@@ -115,6 +116,7 @@ fn p16_a_restarted_target_waits_out_what_its_former_life_granted() {
     assert!(driven.answers.contains_key(&ticket));
 }
 
+/// h_13.
 #[test]
 fn p12_a_seal_is_on_disk_before_it_is_answered() {
     let mut driven = with_log();
@@ -150,6 +152,7 @@ fn a_seal_syncs_what_is_held() {
     driven.check_records(&held, |_| 1);
 }
 
+/// h_05.
 #[test]
 fn of_two_claimants_the_lower_is_told() {
     let mut driven = with_log();

@@ -153,6 +153,7 @@ fn keeps_the_laws(bounds: Bounds) {
     }
 }
 
+/// h_02, h_05, h_19.
 #[test]
 fn every_order_of_claims_seals_and_commits_keeps_the_laws() {
     USUAL.into_iter().for_each(keeps_the_laws);
@@ -161,6 +162,7 @@ fn every_order_of_claims_seals_and_commits_keeps_the_laws() {
     }
 }
 
+/// h_11.
 #[test]
 fn every_fault_has_a_counterexample() {
     for fault in Fault::ALL {
