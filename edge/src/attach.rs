@@ -1,17 +1,22 @@
 //! Finds the owner of a vDisk and attaches there: walks the known routers, follows redirects, never gives up by itself.
 
 use edge_core::route::Route;
-use model::AttachmentGeneration;
+use model::{AttachmentGeneration, Now};
+use runtime::clock::boot_now;
 use runtime::endpoint::Endpoint;
 use runtime::peer::Identity;
 use runtime::rpc::{Call, CallError, ClientOptions, Connection};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use wire::router::{Attach, Attached, Detach, Location, code, method};
+use wire::router::{Attach, Attached, Contest, Detach, Location, code, method};
 use wire::{ErrorClass, Role, WireError};
 
 /// Recovering a vDisk may take its new owner a while; it answers `RECOVERING` rather than let us wait longer.
 const ATTACH_PATIENCE: Duration = Duration::from_secs(15);
+/// What a contest takes: the owner is given half a second, then a claim is committed.
+const CONTEST_PATIENCE: Duration = Duration::from_secs(5);
+/// Between two contests of one edge.
+const CONTEST_PAUSE: Duration = Duration::from_secs(2);
 
 /// Looks for the owner.
 pub struct Seeker {
@@ -21,6 +26,12 @@ pub struct Seeker {
     pub request: Attach,
     /// What stood in the way last, for those who wait.
     pub trouble: Arc<Mutex<String>>,
+    /// Service that is missed for this long is contested (P19).
+    pub failover_after: Duration,
+    /// Since when it is missed.
+    pub missed_since: Now,
+    /// Not before this is it contested again.
+    pub next_contest: Now,
 }
 
 pub struct Found {
@@ -66,14 +77,46 @@ impl Seeker {
         *self.trouble.lock().unwrap_or_else(PoisonError::into_inner) = trouble;
     }
 
-    async fn attach_at(&self, address: &str) -> Result<Found, Trouble> {
+    async fn attach_at(&mut self, address: &str) -> Result<Found, Trouble> {
         let endpoint: Endpoint =
             address.parse().map_err(|error| Trouble::Later(format!("{error}")))?;
-        let connection = Connection::open(&endpoint, Role::Router, &self.identity, &self.options)
-            .await
-            .map_err(|error| Trouble::Later(error.to_string()))?;
-        let attached = attach(&connection, &self.request).await?;
+        let opened = Connection::open(&endpoint, Role::Router, &self.identity, &self.options).await;
+        let connection = opened.map_err(|error| {
+            self.route.failed(address);
+            Trouble::Later(error.to_string())
+        })?;
+        self.route.answered(address);
+        let attached = match attach(&connection, &self.request).await {
+            Err(Trouble::Elsewhere(location)) if self.may_contest(&location) => {
+                self.contest(&connection, &location).await?;
+                attach(&connection, &self.request).await?
+            }
+            attached => attached?,
+        };
         Ok(Found { connection, attached, address: address.to_owned() })
+    }
+
+    /// The owner doesn't answer here, and service has been missed for too long.
+    fn may_contest(&self, location: &Location) -> bool {
+        let now = boot_now();
+        self.route.suspects(location)
+            && self.next_contest <= now
+            && self.missed_since.plus(self.failover_after) <= now
+    }
+
+    /// Tells a router that isn't the owner (P19); it may claim the vDisk then.
+    async fn contest(
+        &mut self,
+        connection: &Connection,
+        location: &Location,
+    ) -> Result<(), Trouble> {
+        self.next_contest = boot_now().plus(CONTEST_PAUSE);
+        let Attach { name, edge, reclaim, .. } = self.request.clone();
+        tracing::warn!(vdisk = %name, owner = %location.owner.router, "no service from the owner: contesting it");
+        let contest = Contest { name, edge, generation: reclaim, epoch: location.epoch };
+        let call = Call::within(CONTEST_PATIENCE);
+        let answer = connection.call::<_, ()>(method::CONTEST, &contest, call).await;
+        answer.map(drop).map_err(|error| Trouble::Later(error.to_string()))
     }
 
     /// Begins anew what an earlier life of this edge held: takes the old attachment back, ends it, and takes another.

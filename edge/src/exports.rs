@@ -9,6 +9,7 @@ use edge_core::nbd::Access;
 use edge_core::nbd::handshake::{Export, Refusal};
 use edge_core::route::Route;
 use edge_core::session::Settings;
+use runtime::clock::boot_now;
 use runtime::peer::Identity;
 use runtime::rpc::ClientOptions;
 use std::collections::BTreeMap;
@@ -21,6 +22,11 @@ use wire::router::{Attach, AttachMode, INFLIGHT_MAX, code};
 
 /// How long a user waits for a vDisk to be opened before being told what stands in the way.
 const OPEN_PATIENCE: Duration = Duration::from_secs(10);
+/// A router with requests under way and silent for a while is pinged this often; silence is noticed as much too late.
+const PING_MIN: Duration = Duration::from_millis(250);
+const PING_MAX: Duration = Duration::from_secs(1);
+/// A router that answers pings but not a request for `failover_after` is given up too; a busy one isn't at once.
+const CALL_TIMEOUT_MIN: Duration = Duration::from_secs(5);
 /// vDisks attached at once by one edge.
 const VDISKS_MAX: usize = 1024;
 
@@ -177,7 +183,7 @@ impl Exports {
         };
         let options = ClientOptions {
             silence_max: self.config.failover_after,
-            ping_after: (self.config.failover_after / 4).max(Duration::from_millis(250)),
+            ping_after: (self.config.failover_after / 16).clamp(PING_MIN, PING_MAX),
             calls_max: 2 * INFLIGHT_MAX,
             ..ClientOptions::default()
         };
@@ -188,10 +194,14 @@ impl Exports {
             options,
             request,
             trouble: Arc::default(),
+            failover_after: self.config.failover_after,
+            missed_since: boot_now(),
+            next_contest: boot_now(),
         };
         let settings = Settings {
             log_bytes: self.config.replay_log_bytes,
             io_deadline: self.config.io_deadline,
+            call_timeout: self.config.failover_after.max(CALL_TIMEOUT_MIN),
             ..Settings::default()
         };
         let tokens = Arc::clone(&self.tokens);

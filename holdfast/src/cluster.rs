@@ -89,6 +89,9 @@ pub struct Member {
     /// `asd-3`: its name, its directory, its name in certificates and logs.
     pub id: String,
     pub endpoint: Parsed<Endpoint>,
+    /// The network namespace (of `ip netns`) that it runs in, as on a host of its own; nothing = that of `holdfast up`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub netns: Option<String>,
     /// arakoon only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub raft_id: Option<u64>,

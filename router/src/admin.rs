@@ -526,6 +526,7 @@ impl Router {
                 }
                 Err(error) => tracing::debug!(%error, "can't read the list of routers"),
             }
+            self.know_contests().await;
             tokio::select! {
                 () = self.stop.wait() => return,
                 () = tokio::time::sleep(jitter(ROUTERS_PERIOD)) => {}

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use model::{AttachmentGeneration, VdiskId};
+use runtime::clock::boot_now;
 use runtime::peer::Peer;
 use runtime::rpc::Responder;
 use wire::WireError;
@@ -174,6 +175,7 @@ impl Router {
             edge_name: attach.edge_name.clone(),
             mode: spoken(mine.mode),
             peer: Arc::downgrade(peer),
+            attached: boot_now(),
         };
         tracing::info!(
             vdisk = %serving.record.name, edge = %session.edge_name, generation = %mine.generation, "edge attached"

@@ -24,7 +24,7 @@ use wire::facts::{DtlRecord, RouterRecord, VdiskRecord, key};
 use wire::router::code;
 use wire::{Role, WireError};
 
-use crate::facts::Change;
+use crate::facts::{Change, Read};
 use crate::open::OpenError;
 use crate::protect::holders;
 use crate::router::Router;
@@ -48,31 +48,45 @@ impl Router {
         if read.value.owner == self.id || read.value.deleting || !self.could_take(vdisk) {
             return Ok(None);
         }
-        let Some(lease) = self.lease.current() else { return Ok(None) };
         let dtl = self.facts.dtl(vdisk).await.map_err(|error| error.to_wire())?;
         let owner = self.facts.router(read.value.owner).await.map_err(|error| error.to_wire())?;
         let (Some(dtl), Some(owner)) = (dtl, owner) else { return Ok(None) };
         let Some(why) = self.how_gone(&owner.value, &dtl.value).await? else { return Ok(None) };
+        self.claim_from(&read, &dtl, (why, Transaction::new())).await
+    }
+
+    /// Claims the vDisk for this reason, together with what else is to be asserted or set, and begins to open it.
+    ///
+    /// # Errors
+    /// As [`Self::claim_from_gone`].
+    pub(crate) async fn claim_from(
+        self: &Arc<Self>,
+        read: &Read<VdiskRecord>,
+        dtl: &Read<DtlRecord>,
+        (why, also): (&'static str, Transaction),
+    ) -> Result<Option<VdiskId>, WireError> {
+        let Some(lease) = self.lease.current() else { return Ok(None) };
+        let VdiskRecord { vdisk, owner, .. } = read.value;
         self.could_recover(&read.value, &dtl.value).await?;
         let epoch = read.value.epoch.next();
         let taken = VdiskRecord { owner: self.id, epoch, ..read.value.clone() };
         // No log holds what the backend lacks until recovery has put it there (P10).
         let mine =
             DtlRecord { epoch, session: lease.incarnation(), log_id: 0, ..dtl.value.clone() };
-        let mut also = Transaction::new().assert_session_lives(lease.id(), lease.incarnation());
+        let mut also = also.assert_session_lives(lease.id(), lease.incarnation());
         if dtl.value.facts.state != DtlState::InSync {
-            let id = key::router_session(owner.value.router);
+            let id = key::router_session(owner);
             also = also.assert_session_gone(id, dtl.value.session);
         }
-        let change = Change { vdisk: (&read, taken), dtl: Some((&dtl, mine)) };
+        let change = Change { vdisk: (read, taken), dtl: Some((dtl, mine)) };
         match self.facts.change(change, also).await {
             Ok(_) => {}
             // Somebody was quicker, or the owner is back: the next attach finds who.
             Err(error) if error.is_conflict() => return Ok(None),
             Err(error) => return Err(error.to_wire()),
         }
-        let from = &owner.value.name;
-        tracing::warn!(%vdisk, name, from, why, %epoch, state = ?dtl.value.facts.state, "claimed: its owner is gone");
+        let (name, state) = (&read.value.name, dtl.value.facts.state);
+        tracing::warn!(%vdisk, name, from = %owner, why, %epoch, ?state, "claimed from its owner");
         self.ensure_opening(vdisk);
         Ok(Some(vdisk))
     }

@@ -13,12 +13,16 @@ use model::{Incarnation, RouterId, VdiskId};
 use wire::WireError;
 use wire::dtl::DtlMode;
 use wire::facts::{
-    AttachmentsRecord, DtlRecord, Record, RouterRecord, VdiskRecord, VpoolDtl, VpoolRecord, key,
+    AttachmentsRecord, ContestRecord, DtlRecord, Record, RouterRecord, VdiskRecord, VpoolDtl,
+    VpoolRecord, key,
 };
 use wire::router::code;
 
 /// How long a request of an edge or operator waits for arakoon.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Where [`ContestRecord`]s lie: `key::vdisk_contest`.
+const CONTESTS: &str = "vdisk-contest/";
 
 #[derive(Debug, thiserror::Error)]
 pub enum FactsError {
@@ -179,6 +183,23 @@ impl Facts {
         Ok(Read { value: new, bytes })
     }
 
+    /// `None`: it was never contested.
+    pub async fn contest(&self, vdisk: VdiskId) -> Result<Option<Read<ContestRecord>>, FactsError> {
+        self.get(key::vdisk_contest(vdisk)).await
+    }
+
+    /// Of all vDisks that ever were.
+    pub async fn contests(&self) -> Result<Vec<(VdiskId, ContestRecord)>, FactsError> {
+        let mut all = Vec::new();
+        for (key, bytes) in self.client.prefix(CONTESTS).await? {
+            let name =
+                key.strip_prefix(CONTESTS.as_bytes()).and_then(|id| std::str::from_utf8(id).ok());
+            let Some(vdisk) = name.and_then(|id| id.parse().ok()) else { continue };
+            all.push((vdisk, record::<ContestRecord>(&key, bytes)?.value));
+        }
+        Ok(all)
+    }
+
     pub async fn vdisk(&self, vdisk: VdiskId) -> Result<Option<Read<VdiskRecord>>, FactsError> {
         self.get(key::vdisk(vdisk)).await
     }
@@ -241,6 +262,7 @@ impl Facts {
             .delete(key::vdisk_name(&old.value.name))
             .delete(key::attachments(vdisk))
             .delete(key::vdisk_dtl(vdisk))
+            .delete(key::vdisk_contest(vdisk))
             .delete(key::vdisk(vdisk));
         self.client.commit(transaction).await?;
         Ok(())

@@ -12,6 +12,7 @@
 //! | `handoff` | a vDisk to another router: by an operator's wish, or after a clean stop |
 //! | `protect` | vDisks with a DTL: claimed, recovered, watched |
 //! | `lease`, `claim` | the router's session; a vDisk whose owner is gone, claimed (P16–P18) |
+//! | `contest` | a vDisk whose owner an edge has no service from (P19) |
 //! | `attach`, `admin` | attachments; create, delete, resize, show, sync |
 //! | [`dtl`] | logs of other routers' vDisks kept here (P11, P12, P16) |
 //! | `log_disk`, `map_store`, `frames`, `backend`, `facts` | adapters: log files, RocksDB, frame cache, proxies, arakoon |
@@ -22,6 +23,7 @@ mod backend;
 mod claim;
 mod committer;
 pub mod config;
+mod contest;
 pub mod dtl;
 mod facts;
 mod frames;

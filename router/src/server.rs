@@ -13,9 +13,9 @@ use runtime::peer::Peer;
 use runtime::rpc::{Request, Responder, Service};
 use runtime::status::status;
 use wire::router::{
-    Adoption, Attach, AttachMode, BlockStatus, CreateVdisk, Detach, Durability, EXTENTS_MAX, Flush,
-    IO_MAX, Locate, Read, ReplayComplete, ResizeVdisk, SetStanding, Transfer, Unmap, VdiskName,
-    Write, code, method,
+    Adoption, Attach, AttachMode, BlockStatus, Contest, Contested, CreateVdisk, Detach, Durability,
+    EXTENTS_MAX, Flush, IO_MAX, Locate, Read, ReplayComplete, ResizeVdisk, SetStanding, Transfer,
+    Unmap, VdiskName, Write, code, method,
 };
 use wire::{Encode, Role, WireError, common};
 
@@ -269,6 +269,10 @@ impl Server {
                 let detach: Detach = checked!(responder, request.decode());
                 tokio::spawn(router.detach(detach, responder));
             }
+            method::CONTEST => {
+                let contest: Contest = checked!(responder, request.decode());
+                spawn(responder, async move { router.contest(&contest).await });
+            }
             method::LOCATE => {
                 let locate: Locate = checked!(responder, request.decode());
                 spawn(responder, async move { router.locate(&locate.name).await });
@@ -309,6 +313,10 @@ impl Server {
             method::ADOPT => {
                 let adoption: Adoption = checked!(responder, request.decode());
                 spawn(responder, async move { router.adopt(adoption.vdisk).await });
+            }
+            method::CONTESTED => {
+                let contested: Contested = checked!(responder, request.decode());
+                responder.finish(router.contested(&contested));
             }
             method::CREATE_VDISK => {
                 let create: CreateVdisk = checked!(responder, request.decode());

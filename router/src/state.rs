@@ -20,6 +20,7 @@ use model::{
     AttachmentGeneration, ByteRange, Cluster, Epoch, Lsn, Now, ObjectId, RequestSeq, VdiskId,
 };
 use router_core::CLUSTER;
+use router_core::contest::Ruled;
 use router_core::log::pool::Batch;
 use router_core::log::{Found, Log, Scan};
 use router_core::range_lock::{RangeLock, Ticket};
@@ -126,6 +127,8 @@ pub struct Session {
     pub mode: AttachMode,
     /// Of its connection: gone when that is.
     pub peer: Weak<Peer>,
+    /// When it attached last (P19).
+    pub attached: Now,
 }
 
 impl Session {
@@ -346,6 +349,8 @@ pub struct State {
     pub protected: BTreeSet<VdiskId>,
     /// Served in this life of the process: what the scan found of them says nothing any more.
     pub served: BTreeSet<VdiskId>,
+    /// Since when whose turn it is, for contests (P19).
+    pub ruled: Ruled,
     /// A vDisk with a DTL wants the log synced through this position.
     sync_wanted: u64,
 }
@@ -379,6 +384,7 @@ impl State {
             following: BTreeSet::new(),
             protected: BTreeSet::new(),
             served: BTreeSet::new(),
+            ruled: Ruled::default(),
             sync_wanted: 0,
         }
     }

@@ -66,6 +66,8 @@ pub struct Cluster {
     root: tempfile::TempDir,
     options: Options,
     port: u16,
+    /// Where the first edge serves NBD, as `--nbd` takes it.
+    nbd: String,
     up: Option<Running>,
 }
 
@@ -82,7 +84,12 @@ impl Cluster {
         // A short path: sockets of the cluster lie below it, and their addresses are limited to about 100 bytes.
         let root = tempfile::Builder::new().prefix("hf-").tempdir().context("make a directory")?;
         let port = free_port()?;
-        Ok(Self { root, options, port, up: None })
+        Ok(Self { root, options, port, nbd: format!("127.0.0.1:{port}"), up: None })
+    }
+
+    /// NBD is served at this socket, and not on loopback.
+    pub fn serve_at(&mut self, socket: &Path) {
+        self.nbd = format!("unix:{}", socket.display());
     }
 
     /// Starts `holdfast up` on the directory and waits for its ready lines.
@@ -93,9 +100,9 @@ impl Cluster {
     /// The same, with more arguments for this time.
     pub fn up_with(&mut self, args: &[&str]) -> anyhow::Result<()> {
         ensure!(self.up.is_none(), "the cluster is up already");
-        let first = !self.dir().join("cluster.toml").exists();
+        let first = !self.dir().join("arakoon-1").exists();
         let mut tool = self.command("up").args(&self.options.up).args(args);
-        tool = tool.arg("--nbd").arg(format!("127.0.0.1:{}", self.port));
+        tool = tool.arg("--nbd").arg(&self.nbd);
         for (name, size) in self.options.vdisks.iter().filter(|_| first) {
             tool = tool.arg("--vdisk").arg(format!("{name}:{size}"));
         }
@@ -140,7 +147,10 @@ impl Cluster {
 
     #[must_use]
     pub fn uri(&self, vdisk: &str) -> String {
-        format!("nbd://127.0.0.1:{}/{vdisk}", self.port)
+        match self.nbd.strip_prefix("unix:") {
+            Some(socket) => format!("nbd+unix:///{vdisk}?socket={socket}"),
+            None => format!("nbd://{}/{vdisk}", self.nbd),
+        }
     }
 
     #[must_use]
@@ -343,8 +353,8 @@ fn keep() -> bool {
 
 fn is_ready(printed: &str, vdisk: &str) -> bool {
     printed.lines().any(|line| {
-        let uri = line.trim_end().strip_prefix("ready ");
-        uri.and_then(|uri| uri.rsplit_once('/')).is_some_and(|(_, name)| name == vdisk)
+        let target = line.trim_end().strip_prefix("ready ").map(str::parse::<Target>);
+        matches!(target, Some(Ok(target)) if target.export == vdisk)
     })
 }
 
@@ -419,6 +429,7 @@ mod tests {
         let printed = "making keys\nready nbd://127.0.0.1:10809/demo\n";
         assert!(is_ready(printed, "demo"));
         assert!(!is_ready(printed, "emo"));
+        assert!(is_ready("ready nbd+unix:///demo?socket=/tmp/a/sock", "demo"));
         assert!(!is_ready("not ready nbd://127.0.0.1:1/demo", "demo"));
     }
 

@@ -7,6 +7,9 @@
 //! | --- | --- |
 //! | [`binary`] | where the `holdfast` program is |
 //! | [`cluster`] | a running `holdfast up` in a directory of its own, and ways to hurt it |
+//! | [`hosts`] | hosts as network namespaces, and cables that can be cut |
+//! | [`spread`] | a cluster over such hosts |
+//! | [`owner`] | who owns a vDisk, and how its users fare while that changes |
 //! | [`tool`] | other people's programs, with a deadline |
 //! | [`nbd`] | a small pipelining NBD client of our own |
 //! | [`stamp`] | units of 512 bytes that say who wrote them |
@@ -21,10 +24,13 @@
 pub mod binary;
 pub mod cluster;
 pub mod history;
+pub mod hosts;
 pub mod measure;
 pub mod mount;
 pub mod nbd;
+pub mod owner;
 pub mod pattern;
+pub mod spread;
 pub mod stamp;
 pub mod steps;
 pub mod syscalls;

@@ -98,6 +98,13 @@ impl Verifier {
         Self { target, run, history, units, counts: Arc::default() }
     }
 
+    /// The same data as seen through another door.
+    #[must_use]
+    pub fn moved(&self, target: Target) -> Self {
+        let (history, counts) = (Arc::clone(&self.history), Arc::clone(&self.counts));
+        Self { target, run: self.run, history, units: self.units, counts }
+    }
+
     #[must_use]
     pub fn counts(&self) -> &Counts {
         &self.counts

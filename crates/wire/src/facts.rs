@@ -158,6 +158,14 @@ message! {
         pub facts: DtlFacts,
     }
 
+    /// `vdisk-contest/<id>`: how often in a row the vDisk was taken from an owner that an edge had no service from (P19).
+    pub struct ContestRecord {
+        pub rounds: u32,
+        /// Who took it last, and the epoch of that.
+        pub by: RouterId,
+        pub epoch: Epoch,
+    }
+
     pub struct AttachmentRecord {
         pub edge: EdgeId,
         pub edge_name: String,
@@ -180,6 +188,7 @@ impl Record for RouterRecord {}
 impl Record for VpoolDtl {}
 impl Record for VdiskRecord {}
 impl Record for DtlRecord {}
+impl Record for ContestRecord {}
 
 impl DtlRecord {
     /// Of a vDisk that was never opened.
@@ -255,6 +264,11 @@ pub mod key {
     #[must_use]
     pub fn vdisk_dtl(vdisk: VdiskId) -> Bytes {
         Bytes::from(format!("vdisk-dtl/{vdisk}"))
+    }
+
+    #[must_use]
+    pub fn vdisk_contest(vdisk: VdiskId) -> Bytes {
+        Bytes::from(format!("vdisk-contest/{vdisk}"))
     }
 
     /// A router's session in arakoon.

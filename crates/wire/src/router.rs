@@ -26,6 +26,9 @@ pub mod method {
     pub const BLOCK_STATUS: u16 = 9;
     /// `()` → [`super::VdiskNames`]. Any router answers.
     pub const LIST: u16 = 10;
+    /// [`super::Contest`] → `()`, to a router that isn't the owner: the owner gives me no service (P19). Attach again after
+    /// it; whether the vDisk is served here then shows there.
+    pub const CONTEST: u16 = 11;
 
     /// [`super::CreateVdisk`] → [`super::VdiskInfo`].
     pub const CREATE_VDISK: u16 = 32;
@@ -46,6 +49,8 @@ pub mod method {
     pub const PREPARE_ADOPTION: u16 = 39;
     /// [`super::Adoption`] → `()`: it is yours by arakoon's record; open it now.
     pub const ADOPT: u16 = 40;
+    /// [`super::Contested`] → `()`, to the owner: an edge says that it gets no service. Refuted by `REFUTED`.
+    pub const CONTESTED: u16 = 41;
 }
 
 pub mod code {
@@ -80,6 +85,8 @@ pub mod code {
     pub const IN_USE: u16 = PROTOCOL_BASE + 13;
     /// Class Retry: a hand-over didn't come about; the owner serves on. The message says why.
     pub const HANDOVER_ABORTED: u16 = PROTOCOL_BASE + 14;
+    /// Class Retry: the vDisk stays with its owner for now, contested or not (P19). The message says why.
+    pub const REFUTED: u16 = PROTOCOL_BASE + 15;
 }
 
 /// Largest read or write in one request. An edge splits longer ones.
@@ -305,6 +312,23 @@ message! {
 
     pub struct Adoption {
         pub vdisk: VdiskId,
+    }
+
+    pub struct Contest {
+        pub name: String,
+        pub edge: EdgeId,
+        /// The attachment that isn't served; `None` = the edge couldn't even attach.
+        pub generation: Option<AttachmentGeneration>,
+        /// Of the owner that is meant.
+        pub epoch: Epoch,
+    }
+
+    pub struct Contested {
+        pub vdisk: VdiskId,
+        pub epoch: Epoch,
+        pub generation: Option<AttachmentGeneration>,
+        /// Who would take it.
+        pub by: RouterId,
     }
 }
 

@@ -1,10 +1,13 @@
 //! Which router address to try next, and after what pause.
 //!
-//! All known addresses are walked in order: the owner as last told, the other routers as last told, then those of the
-//! configuration. The first walk is without pause; after it each step waits, doubling up to a bound, jittered (L8), so
-//! that a redirect to an owner that is down can't become a busy loop. It never gives up: giving up is decided per
-//! request, by its deadline.
+//! All known addresses are walked: the owner as last told, the other routers as last told, then those of the
+//! configuration; one that fell silent or couldn't be reached comes behind all others, whoever names it, because waiting
+//! for a router that sleeps costs seconds. Each address is tried once per walk, but a redirect to a router that isn't
+//! suspected is followed at once. The first walk is without pause; after it each step waits, doubling up to a bound,
+//! jittered (L8), so that a redirect to an owner that is down can't become a busy loop. It never gives up: giving up is
+//! decided per request, by its deadline.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 use wire::router::Location;
 
@@ -19,7 +22,10 @@ const ADDRESSES_MAX: usize = 64;
 pub struct Route {
     seeds: Vec<String>,
     addresses: Vec<String>,
-    next: usize,
+    /// Tried in the present walk.
+    walked: BTreeSet<String>,
+    /// Silent or out of reach when tried last.
+    suspects: BTreeSet<String>,
     /// Tries since the last success.
     tries: u32,
 }
@@ -29,13 +35,21 @@ impl Route {
     #[must_use]
     pub fn new(seeds: Vec<String>) -> Self {
         let addresses = seeds.clone();
-        Self { seeds, addresses, next: 0, tries: 0 }
+        Self { seeds, addresses, walked: BTreeSet::new(), suspects: BTreeSet::new(), tries: 0 }
     }
 
     /// The address to try now.
     pub fn next_address(&mut self) -> String {
-        let address = self.addresses[self.next % self.addresses.len()].clone();
-        self.next = (self.next + 1) % self.addresses.len();
+        let untried = |this: &Self| {
+            let suspected = |address: &&String| this.suspects.contains(*address);
+            let left = || this.addresses.iter().filter(|address| !this.walked.contains(*address));
+            left().find(|address| !suspected(address)).or_else(|| left().next()).cloned()
+        };
+        let address = untried(self).unwrap_or_else(|| {
+            self.walked.clear();
+            untried(self).expect("at least one seed")
+        });
+        self.walked.insert(address.clone());
         self.tries = self.tries.saturating_add(1);
         address
     }
@@ -52,7 +66,7 @@ impl Route {
         half + Duration::from_micros(chance % (micros + 1))
     }
 
-    /// Somebody told where the vDisk is: go there next.
+    /// Somebody told where the vDisk is: go there next, unless it is just known not to answer.
     pub fn told(&mut self, location: &Location) {
         let routers = std::iter::once(&location.owner).chain(&location.routers);
         let told = routers.flat_map(|router| router.addresses.iter());
@@ -63,13 +77,39 @@ impl Route {
             }
         }
         self.addresses = addresses;
-        self.next = 0;
+        for address in &location.owner.addresses {
+            if !self.suspects.contains(address) {
+                self.walked.remove(address);
+            }
+        }
     }
 
-    /// The vDisk is served there: begin with it after the next cut.
+    /// Nothing could be had there: the connection was lost, fell silent, or didn't come about.
+    pub fn failed(&mut self, address: &str) {
+        self.walked.insert(address.to_owned());
+        self.suspects.insert(address.to_owned());
+    }
+
+    /// Whether the owner doesn't answer at any of its addresses, as far as was seen.
+    #[must_use]
+    pub fn suspects(&self, location: &Location) -> bool {
+        location.owner.addresses.iter().all(|address| self.suspects.contains(address))
+    }
+
+    /// It answers, whatever it says.
+    pub fn answered(&mut self, address: &str) {
+        self.suspects.remove(address);
+    }
+
+    /// The vDisk is served there: the next walk begins with it.
     pub fn arrived(&mut self, address: &str) {
         self.tries = 0;
-        self.next = self.addresses.iter().position(|known| known == address).unwrap_or(0);
+        self.walked.clear();
+        self.suspects.remove(address);
+        if let Some(at) = self.addresses.iter().position(|known| known == address) {
+            let here = self.addresses.remove(at);
+            self.addresses.insert(0, here);
+        }
     }
 
     /// What is known, best first.
@@ -108,7 +148,7 @@ mod tests {
         route.told(&location("owner", &["other", "s2"]));
         assert_eq!(route.pause(9), Duration::ZERO);
         let walk: Vec<String> = (0..5).map(|_| route.next_address()).collect();
-        assert_eq!(walk, ["owner", "other", "s2", "s1", "owner"]);
+        assert_eq!(walk, ["owner", "other", "s2", "owner", "other"]);
         route.arrived("other");
         assert_eq!(route.next_address(), "other");
     }
@@ -127,5 +167,42 @@ mod tests {
         assert!(waited > Duration::from_secs(20), "{waited:?}");
         route.arrived("owner");
         assert_eq!(route.pause(1), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_router_that_fell_silent_is_tried_after_all_others_whoever_names_it() {
+        let mut route = Route::new(vec!["s1".to_owned()]);
+        route.told(&location("owner", &["other", "third"]));
+        assert_eq!(route.next_address(), "owner");
+        route.arrived("owner");
+        route.failed("owner");
+        assert!(
+            route.suspects(&location("owner", &[])) && !route.suspects(&location("other", &[]))
+        );
+        let mut walk = Vec::new();
+        for _ in 0..8 {
+            let address = route.next_address();
+            if address == "owner" {
+                route.failed(&address);
+            } else {
+                route.answered(&address);
+                route.told(&location("owner", &["other", "third"]));
+            }
+            walk.push(address);
+        }
+        assert_eq!(walk, ["other", "third", "s1", "other", "third", "s1", "owner", "other"]);
+        // It answers again: a redirect to it is followed at once.
+        route.answered("owner");
+        route.told(&location("owner", &["other", "third"]));
+        assert_eq!(route.next_address(), "owner");
+    }
+
+    #[test]
+    fn a_lone_router_is_tried_again_although_it_is_suspected() {
+        let mut route = Route::new(vec!["s1".to_owned()]);
+        for _ in 0..3 {
+            assert_eq!(route.next_address(), "s1");
+            route.failed("s1");
+        }
     }
 }

@@ -517,6 +517,12 @@ impl<T> Session<T> {
         }
     }
 
+    /// Since when the oldest of the user's requests waits.
+    #[must_use]
+    pub fn waiting_since(&self) -> Option<Now> {
+        self.ops.iter().map(|(_, op)| op.since).min()
+    }
+
     /// The generation to reclaim at the next ATTACH (P4).
     #[must_use]
     pub fn reclaim(&self) -> Option<AttachmentGeneration> {

@@ -27,6 +27,8 @@ use wire::{Decode, Encode, WireError};
 const CLOSING_PATIENCE: Duration = Duration::from_secs(4);
 /// How often it is seen whether anybody still uses the vDisk.
 const LOOK_AROUND: Duration = Duration::from_secs(1);
+/// This much later than it wanted to the task runs only when the whole process slept.
+const SLEPT: Duration = Duration::from_secs(2);
 /// Requests taken in one go.
 const BATCH: usize = 256;
 
@@ -64,6 +66,7 @@ pub fn spawn(begin: Spawn) -> (Vdisk, tokio::task::JoinHandle<()>) {
         calls: Calls::new(),
         phase,
         idle_since: boot_now(),
+        awake_since: boot_now(),
         next_look: boot_now(),
         router: String::new(),
         closing: None,
@@ -114,6 +117,8 @@ struct Task<F> {
     calls: Calls<F>,
     phase: watch::Sender<Phase>,
     idle_since: Now,
+    /// What wasn't served before this isn't the router's fault.
+    awake_since: Now,
     next_look: Now,
     router: String,
     closing: Option<Closing>,
@@ -170,6 +175,9 @@ impl<F: Future<Output = CallDone>> Task<F> {
                     armed = None;
                     self.tick();
                 }
+            }
+            if wake.plus(SLEPT) < boot_now() {
+                self.awake_since = boot_now();
             }
         }
         self.end(incoming).await;
@@ -231,6 +239,11 @@ impl<F: Future<Output = CallDone>> Task<F> {
             self.calls.clear();
             seeker.request.reclaim = self.session.reclaim();
             seeker.request.take_over = false;
+            let waiting = self.session.waiting_since().unwrap_or_else(boot_now);
+            seeker.missed_since = waiting.max(self.awake_since);
+            if to.is_none() {
+                seeker.route.failed(&self.router);
+            }
             self.link = Link::Seeking(Box::pin(seeker.seek(to)));
         }
     }

@@ -181,7 +181,15 @@ pub fn new_cluster(
             let id = format!("{role}-{number}");
             let endpoint = Parsed(endpoint(choices.transport, dir, &id, &mut ports, free_port)?);
             let raft_id = (role == ProcessRole::Arakoon).then_some(u64::from(number));
-            members.push(Member { role, id, endpoint, raft_id, osd: None, initialized: false });
+            members.push(Member {
+                role,
+                id,
+                endpoint,
+                raft_id,
+                netns: None,
+                osd: None,
+                initialized: false,
+            });
         }
     }
     let nbd = wanted

@@ -99,7 +99,7 @@ pub fn start(
     exits: mpsc::Sender<Exited>,
 ) -> io::Result<Running> {
     let log = open_log(&cluster.log_file(&member.id))?;
-    let mut command = Command::new(std::env::current_exe()?);
+    let mut command = program(member)?;
     command
         .arg(member.role.name())
         .arg("--config")
@@ -117,6 +117,15 @@ pub fn start(
     let (stop, stopped) = oneshot::channel();
     tokio::spawn(watch(member.id.clone(), pid, child, stopped, exits));
     Ok(Running { pid, stop: Some(stop) })
+}
+
+/// `ip netns exec` becomes the program that it starts, so the process id is the same either way.
+fn program(member: &Member) -> io::Result<Command> {
+    let own = std::env::current_exe()?;
+    let Some(netns) = &member.netns else { return Ok(Command::new(own)) };
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", netns]).arg(own);
+    Ok(command)
 }
 
 async fn watch(

@@ -1,13 +1,13 @@
 //! An edge on one vDisk, with a model of what must be on it.
 
 use bytes::Bytes;
-use model::{AttachmentGeneration, ByteRange, EdgeId, RequestSeq, VdiskId};
+use model::{AttachmentGeneration, ByteRange, EdgeId, Epoch, RequestSeq, VdiskId};
 use router_core::plan;
 use runtime::rpc::{Call, CallError, Client, ClientOptions};
 use wire::router::{
-    Applied, Attach, AttachMode, Attached, BlockStatus, Detach, Durability, ExtentKind, Extents,
-    Flush, Flushed, IO_MAX, Read, ReadDone, ReplayComplete, SyncDone, Unmap, UnmapKind, VdiskName,
-    Write, method,
+    Applied, Attach, AttachMode, Attached, BlockStatus, Contest, Detach, Durability, ExtentKind,
+    Extents, Flush, Flushed, IO_MAX, Read, ReadDone, ReplayComplete, SyncDone, Unmap, UnmapKind,
+    VdiskName, Write, method,
 };
 use wire::{Decode, Encode, ErrorClass, Role, WireError};
 
@@ -134,6 +134,13 @@ impl Disk {
         self.client = client(router, self.edge);
         self.admin = client_as(router, Role::Admin, "admin");
         self.attach_as(Some(self.generation), AttachMode::Exclusive, false)
+    }
+
+    /// Says to this router that the owner of this epoch gives no service.
+    pub fn contest(&self, at: &Router, epoch: Epoch) -> Result<(), WireError> {
+        let (name, generation) = (self.name.clone(), Some(self.generation));
+        let contest = Contest { name, edge: EdgeId(self.edge), generation, epoch };
+        at.call(method::CONTEST, &contest)
     }
 
     pub fn replay_complete(&self) {

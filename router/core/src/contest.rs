@@ -1,0 +1,137 @@
+//! When an edge that gets no service may have its vDisk moved to another router (P19).
+//!
+//! Two edges that reach different routers could have a vDisk moved to and fro for ever. So each move in a row doubles the
+//! time for which the next owner is left alone, and a vDisk that stayed long in one place begins anew. The number of moves
+//! in a row is a fact in arakoon; time is measured by the router that would take the vDisk, from when it first saw the
+//! last move's epoch, so no two clocks are ever compared, and a router that has just started only waits longer.
+//!
+//! None of this is needed for safety: the claim's transaction and the seal decide who owns (P18).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use model::{Epoch, Now, VdiskId};
+
+/// How long an owner that got the vDisk by a contest is left alone at least.
+pub const HOLD_MIN: Duration = Duration::from_secs(5);
+/// And at most, so that a contest is never refused for ever.
+pub const HOLD_MAX: Duration = Duration::from_secs(320);
+/// After so many times that long in one place the moves count as a matter of the past.
+const FORGOTTEN_AFTER: u32 = 4;
+/// An edge that attached so recently has service: what it complained about before is over.
+pub const FRESH: Duration = Duration::from_secs(2);
+/// vDisks whose owners' times are kept; more begin to count anew.
+const RULED_MAX: usize = 4096;
+
+/// How long a vDisk stays where it is after so many moves in a row.
+#[must_use]
+pub fn hold(rounds: u32) -> Duration {
+    match rounds.checked_sub(1) {
+        None => Duration::ZERO,
+        Some(more) => HOLD_MIN.saturating_mul(1 << more.min(16)).min(HOLD_MAX),
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// The vDisk may be claimed; so many moves in a row it is then.
+    Move { rounds: u32 },
+    /// Not yet.
+    Wait(Duration),
+}
+
+/// `rounds`: moves in a row so far. `ruled`: how long the last of them is known here.
+#[must_use]
+pub fn judge(rounds: u32, ruled: Duration) -> Verdict {
+    let hold = hold(rounds);
+    match hold.checked_sub(ruled) {
+        Some(left) if !left.is_zero() => Verdict::Wait(left),
+        Some(_) | None if hold.saturating_mul(FORGOTTEN_AFTER) <= ruled => {
+            Verdict::Move { rounds: 1 }
+        }
+        Some(_) | None => Verdict::Move { rounds: rounds.saturating_add(1) },
+    }
+}
+
+/// Whether the owner refutes the contest. `attached`: when the edge's attachment was last begun here, if it ever was.
+#[must_use]
+pub fn is_refuted(now: Now, attached: Option<Now>) -> bool {
+    attached.is_some_and(|attached| now.since(attached) < FRESH)
+}
+
+/// Since when this router knows of the last move of each vDisk.
+#[derive(Debug, Default)]
+pub struct Ruled {
+    seen: BTreeMap<VdiskId, (Epoch, Now)>,
+}
+
+impl Ruled {
+    /// How long the move to this epoch is known here.
+    pub fn by(&mut self, vdisk: VdiskId, epoch: Epoch, now: Now) -> Duration {
+        if RULED_MAX <= self.seen.len() && !self.seen.contains_key(&vdisk) {
+            self.seen.clear();
+        }
+        let seen = self.seen.entry(vdisk).or_insert((epoch, now));
+        if seen.0 != epoch {
+            *seen = (epoch, now);
+        }
+        now.since(seen.1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const VDISK: VdiskId = VdiskId(1);
+
+    #[test]
+    fn the_first_contest_moves_at_once_and_the_next_ones_wait_longer_and_longer() {
+        assert_eq!(judge(0, Duration::ZERO), Verdict::Move { rounds: 1 });
+        assert_eq!(judge(1, Duration::from_secs(4)), Verdict::Wait(Duration::from_secs(1)));
+        assert_eq!(judge(1, HOLD_MIN), Verdict::Move { rounds: 2 });
+        assert_eq!(judge(2, HOLD_MIN), Verdict::Wait(HOLD_MIN));
+        assert_eq!(judge(3, 4 * hold(3)), Verdict::Move { rounds: 1 });
+        assert_eq!(hold(u32::MAX), HOLD_MAX);
+    }
+
+    #[test]
+    fn an_edge_that_has_just_attached_refutes_its_own_contest() {
+        let now = Now(Duration::from_secs(100));
+        assert!(!is_refuted(now, None));
+        assert!(is_refuted(now, Some(Now(Duration::from_secs(99)))));
+        assert!(!is_refuted(now, Some(Now(Duration::from_secs(98)))));
+    }
+
+    proptest! {
+        /// Edges that each reach one router only, and ask whenever they like: few moves, yet each is heard in the end.
+        #[test]
+        fn p19_edges_that_disagree_move_a_vdisk_ever_more_seldom(
+            routers in 2_usize..4,
+            pauses in prop::collection::vec(1_u64..3000, 2000),
+        ) {
+            let mut memories: Vec<Ruled> = (0..routers).map(|_| Ruled::default()).collect();
+            let (mut owner, mut epoch, mut rounds) = (0, Epoch(1), 0);
+            let (mut now, mut last_move, mut moves) = (Now(Duration::ZERO), Now(Duration::ZERO), 0);
+            for (at, pause) in pauses.iter().enumerate() {
+                now = now.plus(Duration::from_millis(*pause));
+                let asks = at % routers;
+                if asks == owner {
+                    continue;
+                }
+                let ruled = memories[asks].by(VDISK, epoch, now);
+                prop_assert!(ruled <= now.since(last_move));
+                if let Verdict::Move { rounds: next } = judge(rounds, ruled) {
+                    prop_assert!(hold(rounds) <= now.since(last_move));
+                    (owner, epoch, rounds, last_move) = (asks, epoch.next(), next, now);
+                    moves += 1;
+                }
+                let patience = HOLD_MAX + Duration::from_secs(60);
+                prop_assert!(now.since(last_move) < patience, "nobody is heard any more");
+            }
+            let span = u32::try_from(now.since(Now(Duration::ZERO)).as_secs()).expect("an hour");
+            prop_assert!(moves <= 8 + span / 320, "{moves} moves in {span} s");
+        }
+    }
+}

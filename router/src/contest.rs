@@ -1,0 +1,190 @@
+//! An edge gets no service from an owner that isn't gone: its cable is cut, its log disk hangs (P19).
+//!
+//! ```text
+//!  edge                          R2                                  owner R1
+//!  CONTEST(epoch, attachment) ─▶ may it move already? (back-off)
+//!                                CONTESTED ────────────────────────▶ did that edge attach just now? then REFUTED;
+//!                                                                    else: not InSync: hands the vDisk over by itself
+//!                                no answer, or not refuted, InSync:
+//!                                claims like from a dead owner (P16, P18)
+//!  ATTACH ─────────────────────▶
+//! ```
+//! The claim asserts the records that were read, so of two contests one wins, and one that lingered on its way takes
+//! nothing from a later owner. In a state other than InSync nothing is taken from an owner whose session lives: there only
+//! the session ends its right to read.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arakoon_client::Transaction;
+use router_core::contest::{self, Verdict};
+use runtime::clock::boot_now;
+use runtime::rpc::{Call, CallError};
+use wire::WireError;
+use wire::dtl::DtlState;
+use wire::facts::{AttachmentMode, AttachmentsRecord, ContestRecord, Record, VdiskRecord, key};
+use wire::router::{Contest, Contested, code, method};
+
+use crate::router::Router;
+use crate::state::Serving;
+
+/// How long the owner has to refute. One that can't answer in this time serves nobody.
+const REFUTE_PATIENCE: Duration = Duration::from_millis(500);
+
+fn refuted(why: impl Into<String>) -> WireError {
+    WireError::retry(code::REFUTED, why.into())
+}
+
+/// Whether this edge has a say: its attachment lives, or no other edge writes.
+fn has_a_say(contest: &Contest, attachments: &AttachmentsRecord) -> bool {
+    let mut live = attachments.live.iter();
+    match contest.generation {
+        Some(mine) => live.any(|l| l.generation == mine && l.edge == contest.edge),
+        None => live.all(|l| l.edge == contest.edge || l.mode == AttachmentMode::ReadOnly),
+    }
+}
+
+impl Router {
+    /// An edge has no service from the owner. Returns when the vDisk was claimed here, or when there is nothing to contest.
+    ///
+    /// # Errors
+    /// `REFUTED` when the vDisk stays where it is for now; what else a claim says.
+    pub(crate) async fn contest(self: &Arc<Self>, contest: &Contest) -> Result<(), WireError> {
+        let read = self.record_by_name(&contest.name).await?;
+        let VdiskRecord { vdisk, owner, epoch, deleting, .. } = read.value;
+        if owner == self.id || epoch != contest.epoch || deleting || !self.could_take(vdisk) {
+            return Ok(());
+        }
+        let (attachments, _) =
+            self.facts.attachments(vdisk).await.map_err(|error| error.to_wire())?;
+        if !has_a_say(contest, &attachments) {
+            return Err(refuted("another edge is attached, or took over"));
+        }
+        let past = self.facts.contest(vdisk).await.map_err(|error| error.to_wire())?;
+        let (rounds, ruled) = past.as_ref().map_or((0, Duration::ZERO), |past| {
+            (past.value.rounds, self.state().ruled.by(vdisk, past.value.epoch, boot_now()))
+        });
+        let old = past.map(|past| past.bytes);
+        let rounds = match contest::judge(rounds, ruled) {
+            Verdict::Move { rounds } => rounds,
+            Verdict::Wait(left) => {
+                let why =
+                    format!("it moved {rounds} times in a row, and stays for another {left:?}");
+                return Err(refuted(why));
+            }
+        };
+        let contested = Contested { vdisk, epoch, generation: contest.generation, by: self.id };
+        self.ask_owner(owner, &contested).await?;
+        let dtl = self.facts.dtl(vdisk).await.map_err(|error| error.to_wire())?;
+        let Some(dtl) = dtl.filter(|dtl| dtl.value.facts.state == DtlState::InSync) else {
+            // An owner that is asked hands it over; from one that can't be asked nothing may be taken now.
+            return Ok(());
+        };
+        let key = key::vdisk_contest(vdisk);
+        let new = ContestRecord { rounds, by: self.id, epoch: epoch.next() };
+        let also = Transaction::new().assert_is(&key, old).set(&key, new.to_record());
+        self.claim_from(&read, &dtl, ("an edge has no service from it", also)).await?;
+        Ok(())
+    }
+
+    /// Gives the owner the chance to refute. Not being answered is no refutation.
+    async fn ask_owner(
+        &self,
+        owner: model::RouterId,
+        contested: &Contested,
+    ) -> Result<(), WireError> {
+        let asking = async {
+            let connection = self.peers.connection(owner).await?;
+            let call = Call::within(REFUTE_PATIENCE);
+            connection.call::<_, ()>(method::CONTESTED, contested, call).await.map(drop)
+        };
+        match tokio::time::timeout(REFUTE_PATIENCE, asking).await {
+            Ok(Err(CallError::Refused(error))) if error.code == code::REFUTED => Err(error),
+            Ok(Err(error)) => {
+                tracing::info!(%owner, vdisk = %contested.vdisk, %error, "a contested owner doesn't refute");
+                Ok(())
+            }
+            Ok(Ok(())) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Learns which vDisks moved by a contest, so that the time until the next one runs from now.
+    pub(crate) async fn know_contests(&self) {
+        match self.facts.contests().await {
+            Ok(moved) => {
+                let now = boot_now();
+                let mut state = self.state();
+                for (vdisk, record) in moved {
+                    state.ruled.by(vdisk, record.epoch, now);
+                }
+            }
+            Err(error) => tracing::debug!(%error, "can't read which vDisks were contested"),
+        }
+    }
+
+    /// This router owns a vDisk, and another one says that an edge has no service from it.
+    ///
+    /// # Errors
+    /// `REFUTED` when that edge has service.
+    pub(crate) fn contested(self: &Arc<Self>, contested: &Contested) -> Result<(), WireError> {
+        let Contested { vdisk, epoch, generation, by } = *contested;
+        let mut state = self.state();
+        let serving = state.serving(vdisk)?;
+        if serving.core.epoch() != epoch {
+            return Err(refuted("the epoch isn't the one that was contested"));
+        }
+        let session = generation.and_then(|generation| serving.sessions.get(&generation));
+        if contest::is_refuted(boot_now(), session.map(|session| session.attached)) {
+            return Err(refuted("the edge has just attached here"));
+        }
+        tracing::warn!(%vdisk, name = %serving.record.name, %by, "contested: an edge has no service from here");
+        if !serving.is_claimable() && !serving.handing_over {
+            let router = Arc::clone(self);
+            // Says by itself why it didn't come about; then the vDisk is served on here.
+            tokio::spawn(async move { router.transfer(vdisk, by).await.map(drop) });
+        }
+        Ok(())
+    }
+}
+
+impl Serving {
+    /// Another router may claim it although this one lives (P16).
+    fn is_claimable(&self) -> bool {
+        self.protection.as_ref().is_some_and(|held| held.owner.state() == DtlState::InSync)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use model::{AttachmentGeneration, EdgeId, Epoch};
+    use wire::facts::AttachmentRecord;
+
+    #[test]
+    fn only_an_edge_that_is_attached_or_stands_in_nobodys_way_may_contest() {
+        let live = |edge, generation, mode| AttachmentRecord {
+            edge: EdgeId(edge),
+            edge_name: String::new(),
+            generation: AttachmentGeneration(generation),
+            mode,
+        };
+        let contest = |edge, generation: Option<u64>| Contest {
+            name: "demo".into(),
+            edge: EdgeId(edge),
+            generation: generation.map(AttachmentGeneration),
+            epoch: Epoch(1),
+        };
+        let attachments = AttachmentsRecord {
+            last_generation: AttachmentGeneration(2),
+            live: vec![live(1, 1, AttachmentMode::Exclusive), live(2, 2, AttachmentMode::ReadOnly)],
+        };
+        assert!(has_a_say(&contest(1, Some(1)), &attachments));
+        assert!(has_a_say(&contest(2, Some(2)), &attachments));
+        assert!(!has_a_say(&contest(1, Some(2)), &attachments), "another edge's generation");
+        assert!(!has_a_say(&contest(3, Some(3)), &attachments), "taken over");
+        assert!(!has_a_say(&contest(3, None), &attachments), "a stranger against a writer");
+        assert!(has_a_say(&contest(1, None), &attachments), "a new life of the writer");
+        let nobody = AttachmentsRecord { live: Vec::new(), ..attachments };
+        assert!(has_a_say(&contest(3, None), &nobody));
+    }
+}

@@ -1,0 +1,104 @@
+//! An owner that lives is contested by an edge that has no service from it (P19).
+
+use std::time::{Duration, Instant};
+
+use wire::WireError;
+use wire::dtl::DtlMode;
+use wire::router::{AttachMode, Durability, code};
+
+use crate::support::{Disk, Router, World};
+
+const MIB: u64 = 1 << 20;
+/// The owner refutes for two seconds after an attach, and a move is followed by five of rest.
+const LIMIT: Duration = Duration::from_secs(30);
+
+/// Contests until it isn't refuted any more; says whether it was at first.
+fn until_unrefuted(world: &World, disk: &Disk, at: &Router) -> bool {
+    let start = Instant::now();
+    let mut refuted = false;
+    loop {
+        match disk.contest(at, world.vdisk("demo").epoch) {
+            Ok(()) => return refuted,
+            Err(error) => {
+                assert_eq!(error.code, code::REFUTED, "{error}");
+                refuted = true;
+            }
+        }
+        assert!(start.elapsed() < LIMIT, "refuted for ever");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Attaches, however long the redirect to the old owner still comes.
+fn reattach(disk: &mut Disk, at: &Router) {
+    let start = Instant::now();
+    loop {
+        match disk.try_reattach(at) {
+            Ok(_) => return disk.replay_complete(),
+            Err(error) => assert_eq!(error.code, code::NOT_OWNER, "{error}"),
+        }
+        assert!(start.elapsed() < LIMIT, "it stays where it is");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn p19_a_living_owner_loses_the_vdisk_unless_the_edge_has_just_attached_and_then_it_rests() {
+    let world = World::new().with_dtl(DtlMode::Sync);
+    let owner = world.start();
+    let other = world.start_other();
+    owner.create("demo", 8 * MIB);
+    let mut disk = Disk::attach(&owner, "demo");
+    owner.until_in_sync("demo");
+    disk.write(0, &[1; 4096], Durability::Durable);
+    assert!(until_unrefuted(&world, &disk, &other), "the edge had just attached at the owner");
+    reattach(&mut disk, &other);
+    disk.check_all();
+    disk.write(4096, &[2; 4096], Durability::Durable);
+    let gone: WireError = owner.until_settled("demo");
+    assert_eq!(gone.code, code::NOT_OWNER, "{gone}");
+    // Back again: both what it has just attached and that it has just moved speak against it.
+    other.until_in_sync("demo");
+    assert!(until_unrefuted(&world, &disk, &owner), "no rest after a move");
+    reattach(&mut disk, &owner);
+    disk.check_all();
+    owner.stop();
+    other.stop();
+}
+
+#[test]
+fn p19_a_contest_of_an_epoch_that_is_over_and_one_of_a_stranger_change_nothing() {
+    let world = World::new().with_dtl(DtlMode::Sync);
+    let owner = world.start();
+    let other = world.start_other();
+    owner.create("demo", 8 * MIB);
+    let mut disk = Disk::attach(&owner, "demo");
+    owner.until_in_sync("demo");
+    let before = world.vdisk("demo");
+    // Refuses nothing and does nothing: the edge is to look who the owner is now.
+    disk.contest(&other, model::Epoch(before.epoch.0 - 1)).unwrap();
+    let stranger = Disk::try_attach(&owner, "demo", 2, AttachMode::ReadOnly, false).unwrap();
+    stranger.detach();
+    let refuted = stranger.contest(&other, before.epoch).unwrap_err();
+    assert_eq!(refuted.code, code::REFUTED, "{refuted}");
+    disk.write(0, &[1; 4096], Durability::Durable);
+    assert_eq!(world.vdisk("demo").owner, before.owner);
+    assert_eq!(world.vdisk("demo").epoch, before.epoch);
+    owner.stop();
+    other.stop();
+}
+
+#[test]
+fn p19_without_a_dtl_a_contested_owner_hands_over_by_itself() {
+    let world = World::new();
+    let owner = world.start();
+    let other = world.start_other();
+    owner.create("demo", 8 * MIB);
+    let mut disk = Disk::attach(&owner, "demo");
+    disk.write(0, &[1; 4096], Durability::Durable);
+    until_unrefuted(&world, &disk, &other);
+    reattach(&mut disk, &other);
+    disk.check_all();
+    owner.stop();
+    other.stop();
+}
