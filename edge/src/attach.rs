@@ -1,7 +1,7 @@
 //! Finds the owner of a vDisk and attaches there: walks the known routers, follows redirects, never gives up by itself.
 
 use edge_core::route::Route;
-use model::{AttachmentGeneration, Now};
+use model::{AttachmentGeneration, Epoch, Now};
 use runtime::clock::boot_now;
 use runtime::endpoint::Endpoint;
 use runtime::peer::Identity;
@@ -30,6 +30,8 @@ pub struct Seeker {
     pub failover_after: Duration,
     /// Since when it is missed.
     pub missed_since: Now,
+    /// The epoch of the owner that was lost.
+    pub lost: Option<Epoch>,
     /// Not before this is it contested again.
     pub next_contest: Now,
 }
@@ -86,9 +88,15 @@ impl Seeker {
             Trouble::Later(error.to_string())
         })?;
         self.route.answered(address);
+        if let Some(epoch) = self.lost.filter(|_| self.may_contest()) {
+            // At once: whoever is attached to first looks for evidence that the owner is dead, which takes longer.
+            self.contest(&connection, epoch).await;
+        }
         let attached = match attach(&connection, &self.request).await {
-            Err(Trouble::Elsewhere(location)) if self.may_contest(&location) => {
-                self.contest(&connection, &location).await?;
+            Err(Trouble::Elsewhere(location))
+                if self.may_contest() && self.route.suspects(&location) =>
+            {
+                self.contest(&connection, location.epoch).await;
                 attach(&connection, &self.request).await?
             }
             attached => attached?,
@@ -96,27 +104,22 @@ impl Seeker {
         Ok(Found { connection, attached, address: address.to_owned() })
     }
 
-    /// The owner doesn't answer here, and service has been missed for too long.
-    fn may_contest(&self, location: &Location) -> bool {
+    /// Service has been missed for too long.
+    fn may_contest(&self) -> bool {
         let now = boot_now();
-        self.route.suspects(location)
-            && self.next_contest <= now
-            && self.missed_since.plus(self.failover_after) <= now
+        self.next_contest <= now && self.missed_since.plus(self.failover_after) <= now
     }
 
-    /// Tells a router that isn't the owner (P19); it may claim the vDisk then.
-    async fn contest(
-        &mut self,
-        connection: &Connection,
-        location: &Location,
-    ) -> Result<(), Trouble> {
+    /// Tells a router, which may claim the vDisk then (P19); one that is the owner takes no notice.
+    async fn contest(&mut self, connection: &Connection, epoch: Epoch) {
         self.next_contest = boot_now().plus(CONTEST_PAUSE);
         let Attach { name, edge, reclaim, .. } = self.request.clone();
-        tracing::warn!(vdisk = %name, owner = %location.owner.router, "no service from the owner: contesting it");
-        let contest = Contest { name, edge, generation: reclaim, epoch: location.epoch };
+        tracing::warn!(vdisk = %name, %epoch, "no service from the owner: contesting it");
+        let contest = Contest { name, edge, generation: reclaim, epoch };
         let call = Call::within(CONTEST_PATIENCE);
-        let answer = connection.call::<_, ()>(method::CONTEST, &contest, call).await;
-        answer.map(drop).map_err(|error| Trouble::Later(error.to_string()))
+        if let Err(error) = connection.call::<_, ()>(method::CONTEST, &contest, call).await {
+            tracing::info!(vdisk = %self.request.name, %error, "the contest didn't help");
+        }
     }
 
     /// Begins anew what an earlier life of this edge held: takes the old attachment back, ends it, and takes another.

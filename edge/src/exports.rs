@@ -183,7 +183,7 @@ impl Exports {
         };
         let options = ClientOptions {
             silence_max: self.config.failover_after,
-            ping_after: (self.config.failover_after / 16).clamp(PING_MIN, PING_MAX),
+            ping_after: (self.config.failover_after / 32).clamp(PING_MIN, PING_MAX),
             calls_max: 2 * INFLIGHT_MAX,
             ..ClientOptions::default()
         };
@@ -196,6 +196,7 @@ impl Exports {
             trouble: Arc::default(),
             failover_after: self.config.failover_after,
             missed_since: boot_now(),
+            lost: None,
             next_contest: boot_now(),
         };
         let settings = Settings {

@@ -517,6 +517,12 @@ impl<T> Session<T> {
         }
     }
 
+    /// Of the owner that it was attached to last.
+    #[must_use]
+    pub fn epoch(&self) -> Option<Epoch> {
+        self.home.map(|home| home.epoch)
+    }
+
     /// Since when the oldest of the user's requests waits.
     #[must_use]
     pub fn waiting_since(&self) -> Option<Now> {

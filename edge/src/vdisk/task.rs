@@ -241,6 +241,7 @@ impl<F: Future<Output = CallDone>> Task<F> {
             seeker.request.take_over = false;
             let waiting = self.session.waiting_since().unwrap_or_else(boot_now);
             seeker.missed_since = waiting.max(self.awake_since);
+            seeker.lost = if to.is_none() { self.session.epoch() } else { None };
             if to.is_none() {
                 seeker.route.failed(&self.router);
             }
