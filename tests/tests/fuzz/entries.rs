@@ -146,6 +146,8 @@ pub const MESSAGES: &[MessageKind] = {
         kind::<r::Attached>(),
         kind::<r::ReplayComplete>(),
         kind::<r::Detach>(),
+        kind::<r::Contest>(),
+        kind::<r::Contested>(),
         kind::<r::Read>(),
         kind::<r::ReadDone>(),
         kind::<r::Write>(),
@@ -194,6 +196,7 @@ fn fuzz_facts(data: &[u8]) {
     record::<f::AttachmentsRecord>(&bytes);
     record::<f::VpoolDtl>(&bytes);
     record::<f::DtlRecord>(&bytes);
+    record::<f::ContestRecord>(&bytes);
     record::<alba_proxy_core::namespace::HeadMeta>(&bytes);
     if let Some(object) = alba_proxy_core::namespace::head_from_bytes(data) {
         assert_eq!(alba_proxy_core::namespace::head_to_bytes(object), data);
