@@ -146,8 +146,6 @@ pub const MESSAGES: &[MessageKind] = {
         kind::<r::Attached>(),
         kind::<r::ReplayComplete>(),
         kind::<r::Detach>(),
-        kind::<r::Contest>(),
-        kind::<r::Contested>(),
         kind::<r::Read>(),
         kind::<r::ReadDone>(),
         kind::<r::Write>(),
