@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use wire::dtl::DtlMode;
 
 pub const FILE: &str = "cluster.toml";
 /// Version of the file that is written; the only one so far.
@@ -59,6 +60,17 @@ pub enum Dtl {
     /// No copy: a killed router is waited for.
     #[default]
     None,
+}
+
+impl Dtl {
+    #[must_use]
+    pub const fn mode(self) -> DtlMode {
+        match self {
+            Self::Sync => DtlMode::Sync,
+            Self::Async => DtlMode::Async,
+            Self::None => DtlMode::NoTarget,
+        }
+    }
 }
 
 /// What was chosen when the cluster was made and can't be changed by a later `up`.

@@ -4,7 +4,7 @@
 //! recovering is asked again until the deadline, so a command right after a restart just takes a moment longer.
 
 use crate::client::{Admin, arakoon_failure, call};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Dtl};
 use crate::failure::Failure;
 use crate::output::{Format, print, print_json};
 use crate::role::ProcessRole;
@@ -45,6 +45,9 @@ pub enum VdiskCommand {
         /// The router that shall own it, like router-2 [default: the one with the fewest]
         #[arg(long, value_name = "ID")]
         router: Option<String>,
+        /// The second copy of its log: sync, async or none [default: as the vPool says]
+        #[arg(long, value_enum, value_name = "MODE")]
+        dtl: Option<Dtl>,
         #[command(flatten)]
         format: Format,
     },
@@ -113,11 +116,11 @@ pub async fn run(command: VdiskCommand, cluster: &Cluster) -> Result<(), Failure
     let admin = Admin::new(cluster)?;
     let routers = Routers { admin: &admin, cluster };
     match command {
-        VdiskCommand::Create { name, size, router, format } => {
+        VdiskCommand::Create { name, size, router, dtl, format } => {
             check_vdisk(&name, size).map_err(Failure::Config)?;
             let start = routers.for_new_vdisk(router.as_deref()).await?;
-            let create =
-                CreateVdisk { name: name.clone(), size_bytes: size.0, vpool: VPOOL.to_owned() };
+            let (vpool, dtl) = (VPOOL.to_owned(), dtl.map(Dtl::mode));
+            let create = CreateVdisk { name: name.clone(), size_bytes: size.0, vpool, dtl };
             let ask = Ask { name: &name, method: method::CREATE_VDISK, limit: LIMIT };
             let info = routers.ask_from(start, ask, &create).await?;
             show_info("created", &info, format)

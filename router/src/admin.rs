@@ -194,7 +194,10 @@ impl Router {
             log_id: 0,
             deleting: false,
         };
-        let dtl = self.facts.vpool_dtl(&create.vpool).await.map_err(|error| error.to_wire())?;
+        let dtl = match create.dtl {
+            Some(mode) => mode,
+            None => self.facts.vpool_dtl(&create.vpool).await.map_err(|error| error.to_wire())?,
+        };
         if let Err(error) = self.facts.create_vdisk(&record, dtl).await {
             // The outcome may be unknown: what the name says now decides.
             let found = self.facts.vdisk_id(&create.name).await.map_err(|error| error.to_wire())?;

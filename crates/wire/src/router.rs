@@ -1,5 +1,6 @@
 //! The protocol of the router: block I/O from edges, and administration of vDisks.
 
+use crate::dtl::DtlMode;
 use crate::facts::RouterState;
 use crate::{message, tag};
 use bytes::Bytes;
@@ -264,6 +265,8 @@ message! {
         pub name: String,
         pub size_bytes: u64,
         pub vpool: String,
+        /// Absent: as the vPool says.
+        pub dtl: Option<DtlMode>,
     }
 
     pub struct VdiskName {

@@ -268,8 +268,12 @@ impl Bootstrap<'_> {
 
     async fn make_vdisk(&self, router: &Member, name: &str, size: ByteSize) -> Result<(), Failure> {
         let client = self.admin.member(router);
-        let create =
-            CreateVdisk { name: name.to_owned(), size_bytes: size.0, vpool: VPOOL.to_owned() };
+        let create = CreateVdisk {
+            name: name.to_owned(),
+            size_bytes: size.0,
+            vpool: VPOOL.to_owned(),
+            dtl: None,
+        };
         let deadline = Instant::now() + ARAKOON_LIMIT;
         loop {
             let made: Result<VdiskInfo, CallError> =

@@ -4,13 +4,12 @@
 //! asserts what was read, so two writers can't undo each other. [`changes`] decides, [`write()`] acts.
 
 use crate::client::arakoon_failure;
-use crate::cluster::{Cluster, Compression, Dtl, Encryption};
+use crate::cluster::{Cluster, Compression, Encryption};
 use crate::failure::Failure;
 use crate::up::files::BACKEND;
 use arakoon_client::{ArakoonClient, TransactError, Transaction};
 use bytes::Bytes;
 use model::OsdId;
-use wire::dtl::DtlMode;
 use wire::facts::{
     self, BackendRecord, OsdRecord, OsdState, PresetRecord, Record, VpoolDtl, VpoolRecord, key,
 };
@@ -62,11 +61,7 @@ fn constants(cluster: &Cluster) -> [(Bytes, Bytes); 4] {
     };
     let vpool =
         VpoolRecord { name: VPOOL.to_owned(), preset: PRESET.to_owned(), sco_bytes: SCO_BYTES };
-    let mode = match cluster.choices.dtl {
-        Dtl::Sync => DtlMode::Sync,
-        Dtl::Async => DtlMode::Async,
-        Dtl::None => DtlMode::NoTarget,
-    };
+    let mode = cluster.choices.dtl.mode();
     [
         (key::vpool_dtl(VPOOL), VpoolDtl { mode }.to_record()),
         (key::backend(BACKEND), BackendRecord { name: BACKEND.to_owned() }.to_record()),

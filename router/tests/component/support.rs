@@ -327,10 +327,18 @@ impl Router {
         size_bytes: u64,
         vpool: &str,
     ) -> Result<VdiskInfo, WireError> {
-        self.call(
-            method::CREATE_VDISK,
-            &CreateVdisk { name: name.into(), size_bytes, vpool: vpool.into() },
-        )
+        self.try_create_with(name, size_bytes, vpool, None)
+    }
+
+    pub fn try_create_with(
+        &self,
+        name: &str,
+        size_bytes: u64,
+        vpool: &str,
+        dtl: Option<DtlMode>,
+    ) -> Result<VdiskInfo, WireError> {
+        let create = CreateVdisk { name: name.into(), size_bytes, vpool: vpool.into(), dtl };
+        self.call(method::CREATE_VDISK, &create)
     }
 
     pub fn try_delete(&self, name: &str) -> Result<(), WireError> {

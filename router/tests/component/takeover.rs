@@ -164,6 +164,21 @@ fn p10_what_was_lost_with_an_owner_doesnt_come_back_with_its_log() {
 }
 
 #[test]
+fn a_vdisk_may_have_another_dtl_than_its_vpool() {
+    let world = World::new().with_dtl(DtlMode::Sync);
+    let router = world.start();
+    for (name, dtl, mode) in [
+        ("vpools", None, "sync"),
+        ("own", Some(DtlMode::Async), "async"),
+        ("without", Some(DtlMode::NoTarget), "none"),
+    ] {
+        router.try_create_with(name, MIB, "default", dtl).unwrap();
+        assert_eq!(router.detail(name, "mode"), mode, "{name}");
+    }
+    router.stop();
+}
+
+#[test]
 fn a_clean_stop_and_a_hand_over_need_no_dtl() {
     let world = World::new().with_dtl(DtlMode::Sync);
     let owner = world.start();
