@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use wire::WireError;
+use wire::ErrorClass;
 use wire::dtl::DtlMode;
 use wire::router::{AttachMode, Durability, code};
 
@@ -51,11 +51,15 @@ fn p19_a_living_owner_loses_the_vdisk_unless_the_edge_has_just_attached_and_then
     let mut disk = Disk::attach(&owner, "demo");
     owner.until_in_sync("demo");
     disk.write(0, &[1; 4096], Durability::Durable);
+    let reader = Disk::try_attach(&owner, "demo", 2, AttachMode::ReadOnly, false).unwrap();
     assert!(until_unrefuted(&world, &disk, &other), "the edge had just attached at the owner");
     reattach(&mut disk, &other);
     disk.check_all();
     disk.write(4096, &[2; 4096], Durability::Durable);
-    let gone: WireError = owner.until_settled("demo");
+    // Whoever still asks the old owner hears nothing stale, and by that it learns of its end (P16).
+    let refused = reader.try_read(0, 4096).unwrap_err();
+    assert!(matches!(refused.class, ErrorClass::Retry | ErrorClass::Redirect), "{refused}");
+    let gone = owner.until_settled("demo");
     assert_eq!(gone.code, code::NOT_OWNER, "{gone}");
     // Back again: both what it has just attached and that it has just moved speak against it.
     other.until_in_sync("demo");
