@@ -25,7 +25,7 @@ mod committer;
 pub mod config;
 mod contest;
 pub mod dtl;
-mod facts;
+pub mod facts;
 mod frames;
 mod handoff;
 mod lease;

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use model::{Epoch, Lsn, Now, RouterId, VdiskId};
+pub use router_core::dtl::owner::Session;
 use router_core::dtl::owner::{
     Acks, Effect, Failure, FromTarget, Opening, Owner, ReadRight, RequestId, ToTarget,
 };
@@ -34,13 +35,6 @@ use super::peers::{Candidates, Peers};
 const TICK: Duration = Duration::from_millis(100);
 /// When nothing is.
 const IDLE_TICK: Duration = Duration::from_millis(1000);
-
-/// The router's session in arakoon, as its own clock has it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Session {
-    Valid,
-    Expired,
-}
 
 /// What the outside sees change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -169,7 +163,7 @@ impl DtlOwner {
     #[must_use]
     pub fn may_read(&self, now: Now, session: Session) -> bool {
         self.shared.tell(|inner, now| inner.core.reading(now));
-        self.shared.view.borrow().read_right.allows(now, session == Session::Valid)
+        self.shared.view.borrow().read_right.allows(now, session)
     }
 
     /// Waits until a read may be served, at most `patience`; `session` is asked each time something changes.

@@ -11,8 +11,10 @@ use std::sync::mpsc::sync_channel;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use arakoon_client::ArakoonClient;
 use bytes::Bytes;
 use model::{Incarnation, LogId, RouterId, VdiskId};
+use router::facts::Facts;
 use router_core::log::{Scan, Scanner};
 use runtime::endpoint::Endpoint;
 use runtime::net::Listener;
@@ -159,6 +161,12 @@ impl World {
             .trim()
             .parse()
             .unwrap()
+    }
+
+    /// Arakoon as the first router reads it, once that was started.
+    pub fn facts(&self) -> Facts {
+        let config = router::Config::load(&self.dir.path().join("router-1.toml")).unwrap();
+        Facts::new(&ArakoonClient::new(&config.arakoon, &identity(Role::Router, "router-1")))
     }
 
     pub fn session_of(&self, router: RouterId) -> (Bytes, Incarnation) {

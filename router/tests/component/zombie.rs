@@ -8,13 +8,15 @@
 use std::time::{Duration, Instant};
 
 use arakoon_client::TTL_DEFAULT;
-use model::RouterId;
-use wire::dtl::DtlMode;
+use model::{Epoch, LogId, RouterId};
+use router::dtl::peers::{Cluster, Proposed};
+use router::dtl::ties::Ties;
+use wire::dtl::{DtlFacts, DtlMode};
 use wire::facts::{Record, VdiskRecord, key};
 use wire::router::{AttachMode, Durability, code};
 use wire::{ErrorClass, WireError};
 
-use crate::support::{Disk, Held, Router, WITHIN, World};
+use crate::support::{Disk, Held, Router, WITHIN, World, runtime};
 
 const MIB: u64 = 1 << 20;
 const CUT: Held = Held { requests: true, answers: true };
@@ -203,6 +205,31 @@ fn l4_an_owner_that_was_claimed_from_changes_nothing_in_arakoon() {
     for router in [owner, other, third] {
         router.stop();
     }
+}
+
+#[test]
+fn l4_a_proposal_of_an_earlier_epoch_is_refused() {
+    let world = World::new().with_dtl(DtlMode::Sync);
+    let owner = world.start();
+    owner.create("demo", 8 * MIB);
+    owner.kill();
+    let VdiskRecord { vdisk, owner, .. } = world.vdisk("demo");
+    let facts = world.facts();
+    let ties = Ties::new(owner, &[], "rack".to_owned(), LogId(7), facts.clone());
+    runtime().block_on(async {
+        let before = facts.dtl(vdisk).await.unwrap().unwrap().value;
+        let (epoch, from) = (before.epoch, before.facts.clone());
+        let to = DtlFacts { generation: from.generation.next(), ..from.clone() };
+        for over in [Epoch(epoch.0 - 1), epoch.next()] {
+            let outcome = ties.propose((vdisk, over), from.clone(), to.clone()).await;
+            assert_eq!(outcome, Proposed::Refused, "epoch {over} of {epoch}");
+            assert_eq!(facts.dtl(vdisk).await.unwrap().unwrap().value, before);
+        }
+        let outcome = ties.propose((vdisk, epoch), from, to.clone()).await;
+        assert_eq!(outcome, Proposed::Committed);
+        let after = facts.dtl(vdisk).await.unwrap().unwrap().value;
+        assert_eq!((after.facts, after.log_id), (to, 7));
+    });
 }
 
 /// A Degraded vDisk whose owner's session is over, and what is between the claimant's reads and its claim.

@@ -26,7 +26,9 @@ mod ask;
 mod avoid;
 mod member;
 
-pub use ask::{Acks, Effect, Failure, FromTarget, Proposed, ReadRight, RequestId, ToTarget};
+pub use ask::{
+    Acks, Effect, Failure, FromTarget, Proposed, ReadRight, RequestId, Session, ToTarget,
+};
 use avoid::Avoided;
 use member::{Member, Outstanding, Stage};
 
@@ -126,7 +128,7 @@ impl Owner {
             members: BTreeMap::new(),
             candidates: Vec::new(),
             copies: 1,
-            avoided: Avoided::new(opening.vdisk.0 as u64),
+            avoided: Avoided::new(opening.vdisk.0),
             stale: BTreeMap::new(),
             sizes: VecDeque::new(),
             committed: opening.base,

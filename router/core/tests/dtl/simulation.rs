@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use model::{Epoch, Lsn, Now, RouterId};
 use router_core::dtl::owner::{
-    Effect, Failure, FromTarget, Opening, Owner, Patience, Proposed, RequestId, ToTarget,
+    Effect, Failure, FromTarget, Opening, Owner, Patience, Proposed, RequestId, Session, ToTarget,
 };
 use router_core::dtl::takeover::{Evidence, Plan, judge};
 use router_core::dtl::target::{Answer, Ask, Effect as Wanted, Refusal, Ticket, confirm};
@@ -54,7 +54,7 @@ struct Life {
     epoch: Epoch,
     core: Owner,
     /// By its own clock its session in arakoon lives. Never longer than arakoon thinks so (P17).
-    session: bool,
+    session: Session,
     /// Who wrote each LSN, as this owner has it.
     view: BTreeMap<u64, u64>,
     flushed: Lsn,
@@ -150,7 +150,7 @@ impl World {
         }
         core.local_synced(Lsn(u64::MAX));
         let view = self.lineage.clone();
-        self.lives.push(Life { epoch, core, session: true, view, flushed: Lsn(0) });
+        self.lives.push(Life { epoch, core, session: Session::Valid, view, flushed: Lsn(0) });
         self.carry_out(self.lives.len() - 1, out);
     }
 
@@ -342,7 +342,7 @@ impl World {
 
     /// Boot-time clocks run at different speeds.
     fn clock_of(&self, target: RouterId) -> Now {
-        let passed = self.now.since(at(100_000)).as_micros() as u64;
+        let passed = u64::try_from(self.now.since(at(100_000)).as_micros()).unwrap();
         at(100_000).plus(Duration::from_micros(passed * self.speeds[&target] / 1000))
     }
 
@@ -362,7 +362,7 @@ impl World {
         }
         if facts.state != DtlState::InSync {
             // The claim asserts that the session of the last owner is over.
-            self.lives.iter_mut().for_each(|life| life.session = false);
+            self.lives.iter_mut().for_each(|life| life.session = Session::Expired);
         }
         let (epoch, started) = (self.epoch, self.now);
         let mut claim = Claim { epoch, facts, started, asked: BTreeMap::new(), sealed: Vec::new() };

@@ -532,10 +532,9 @@ impl Router {
         };
         let plan = recover::plan(&facts, scan)?;
         let mut core = Volume::open(opening(vdisk, epoch, head));
-        let mut kept = BTreeSet::new();
+        let kept: BTreeSet<usize> = plan.records.iter().copied().collect();
         for at in plan.records {
             let found = &scan.records[at];
-            kept.insert(at);
             core.replay(self.replayed(found));
         }
         for (at, found) in scan.records.iter().enumerate() {

@@ -99,10 +99,18 @@ pub enum ReadRight {
     Both(Option<Now>),
 }
 
+/// The router's session in arakoon, as its own clock has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Session {
+    Valid,
+    Expired,
+}
+
 impl ReadRight {
-    /// Does it hold at `now`? `session`: the session lives by the own clock.
+    /// Does it hold at `now`?
     #[must_use]
-    pub fn allows(self, now: Now, session: bool) -> bool {
+    pub fn allows(self, now: Now, session: Session) -> bool {
+        let session = session == Session::Valid;
         let runs = |until: Option<Now>| until.is_some_and(|until| now < until);
         match self {
             Self::Never => false,

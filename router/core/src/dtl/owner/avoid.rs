@@ -25,12 +25,12 @@ struct Pause {
 #[derive(Debug)]
 pub(super) struct Avoided {
     /// Makes the pauses of one vDisk differ from another's.
-    salt: u64,
+    salt: u128,
     pauses: BTreeMap<RouterId, Pause>,
 }
 
 impl Avoided {
-    pub const fn new(salt: u64) -> Self {
+    pub const fn new(salt: u128) -> Self {
         Self { salt, pauses: BTreeMap::new() }
     }
 
@@ -54,8 +54,8 @@ impl Avoided {
 
     /// 0 to 7: up to nearly a quarter of a pause on top.
     fn spread(&self, router: RouterId) -> u32 {
-        let mixed = (self.salt ^ (router.0 as u64)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        u32::try_from(mixed >> 61).expect("three bits")
+        let mixed = (self.salt ^ router.0).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
+        u32::try_from(mixed >> 125).expect("three bits")
     }
 }
 
