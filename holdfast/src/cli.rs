@@ -4,6 +4,7 @@ use crate::cluster::Where;
 use crate::dtl::{self, DtlCommand};
 use crate::failure::{EXIT_CODES, Failure};
 use crate::inspect::{self, Check, KvCommand};
+use crate::mds::{self, MdsCommand};
 use crate::output::{Format, print};
 use crate::process::{self, RoleArgs};
 use crate::role::ProcessRole;
@@ -66,6 +67,9 @@ pub enum Command {
     /// Look at the second copies of the write logs
     #[command(subcommand)]
     Dtl(DtlCommand),
+    /// Look at the page maps and their copies
+    #[command(subcommand)]
+    Mds(MdsCommand),
     /// Look at the backend
     #[command(subcommand)]
     Backend(BackendCommand),
@@ -150,6 +154,10 @@ pub fn run(cli: Cli) -> Result<ExitCode, Failure> {
             Err(Failure::config("say `holdfast asd --config FILE` or `holdfast asd list`"))
         }
         Command::AlbaProxy(args) => done(process::run(ProcessRole::AlbaProxy, &args)),
+        Command::Mds(command) => {
+            let cluster = place.load()?;
+            done(block_on(mds::run(command, &cluster))?)
+        }
         Command::Router(RouterArgs { command: Some(command), .. }) => {
             let cluster = place.load()?;
             done(block_on(router::run(command, &cluster))?)

@@ -18,6 +18,7 @@ mod cluster;
 mod dtl;
 mod failure;
 mod inspect;
+mod mds;
 mod output;
 mod probe;
 mod process;

@@ -405,7 +405,7 @@ impl Router {
             concat!(
                 r#"{{"state":"{}","head_lsn":{},"last_lsn":{},"flushed_lsn":{},"committed_lsn":{},"#,
                 r#""pending_bytes":{},"log_pinned_bytes":{},"attachments":[{}],"objects":{},"backend":{},"#,
-                r#""dtl":{},"#,
+                r#""dtl":{},"map_followed":{},"#,
                 r#""mapped_bytes":{},"map_digest":"{:016x}","units":{}}}"#
             ),
             state_name,
@@ -419,6 +419,7 @@ impl Router {
             serving.objects,
             backend,
             serving.protection.as_ref().map_or_else(|| r#"{"mode":"none"}"#.to_owned(), dtl_json),
+            serving.map_followed,
             map.totals.mapped * CLUSTER_SIZE,
             map.totals.digest,
             core.units(),

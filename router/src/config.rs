@@ -34,6 +34,8 @@ proxies = ["127.0.0.1:7200", "127.0.0.1:7201"]
 # read_cache = "256MiB"
 # Pages of the page map, in memory.
 # map_cache = "64MiB"
+# How often page maps of vDisks are looked after that other routers own.
+# map_follow_ms = 5000
 # SCO size; default: what the vPool says.
 # sco_size = "4MiB"
 # SCOs of one vDisk on their way at once.
@@ -64,6 +66,7 @@ struct RawConfig {
     overlay_limit: Option<Parsed<ByteSize>>,
     read_cache: Option<Parsed<ByteSize>>,
     map_cache: Option<Parsed<ByteSize>>,
+    map_follow_ms: Option<u64>,
     sco_size: Option<Parsed<ByteSize>>,
     scos_in_flight: Option<usize>,
     drain_timeout_ms: Option<u64>,
@@ -88,6 +91,8 @@ pub struct Config {
     pub overlay_limit: u64,
     pub read_cache: u64,
     pub map_cache: u64,
+    /// Between two looks at the TLogs of a vDisk whose page map is copied here.
+    pub map_follow: Duration,
     /// Overrides the vPool's.
     pub sco_size: Option<u64>,
     pub scos_in_flight: usize,
@@ -150,6 +155,10 @@ impl RawConfig {
         if !(1..=64).contains(&scos_in_flight) {
             return Err(("scos_in_flight", format!("{scos_in_flight} isn't between 1 and 64")));
         }
+        let map_follow_ms = self.map_follow_ms.unwrap_or(5000);
+        if !(100..=600_000).contains(&map_follow_ms) {
+            return Err(("map_follow_ms", format!("{map_follow_ms} isn't between 100 and 600000")));
+        }
         let log_bytes = u64::from(log_segments) * log_segment_size;
         Ok(Config {
             log_dir: self.log_dir.unwrap_or_else(|| self.data_dir.join("log")),
@@ -170,6 +179,7 @@ impl RawConfig {
             overlay_limit: bytes(self.overlay_limit, log_bytes / 2).max(16 << 20),
             read_cache: bytes(self.read_cache, 256 << 20).max(1 << 20),
             map_cache: bytes(self.map_cache, 64 << 20).max(1 << 20),
+            map_follow: Duration::from_millis(map_follow_ms),
             sco_size,
             scos_in_flight,
             drain_timeout: Duration::from_millis(self.drain_timeout_ms.unwrap_or(15_000)),
@@ -205,6 +215,7 @@ mod tests {
             ("log_segment_size = \"1MiB\"", "log_segment_size"),
             ("sco_size = \"1GiB\"", "sco_size"),
             ("scos_in_flight = 0", "scos_in_flight"),
+            ("map_follow_ms = 5", "map_follow_ms"),
             ("sko_size = \"1MiB\"", "sko_size"),
             ("read_cache = \"lots\"", "read_cache"),
         ] {

@@ -2,6 +2,7 @@
 //!
 //! Invariant: a record is changed only by a transaction that asserts the bytes it was read as (L4).
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use arakoon_client::{
@@ -152,6 +153,16 @@ impl Facts {
     /// `None`: the vDisk has no DTL.
     pub async fn dtl(&self, vdisk: VdiskId) -> Result<Option<Read<DtlRecord>>, FactsError> {
         self.get(key::vdisk_dtl(vdisk)).await
+    }
+
+    /// The DTL targets of every vDisk that has any.
+    pub async fn dtl_targets(&self) -> Result<BTreeMap<VdiskId, Vec<RouterId>>, FactsError> {
+        let entries = self.client.prefix(key::VDISK_DTLS).await?;
+        let target = |(key, bytes): (Bytes, Bytes)| {
+            let read: Read<DtlRecord> = record(&key, bytes)?;
+            Ok(key::vdisk_of_dtl(&key).map(|vdisk| (vdisk, read.value.facts.targets)))
+        };
+        entries.into_iter().filter_map(|entry| target(entry).transpose()).collect()
     }
 
     /// The owner's proposals: fails when somebody has claimed the vDisk, as the epoch is in the record.

@@ -29,6 +29,7 @@ use wire::router::{Adoption, Transferred, code, method};
 use wire::{ErrorClass, Role, WireError};
 
 use crate::facts::{Change, FactsError, Read};
+use crate::open::OpenError;
 use crate::protect::holders;
 use crate::router::Router;
 use crate::state::{Records, Slot};
@@ -81,7 +82,7 @@ impl Router {
     /// Why not.
     pub async fn prepare_adoption(&self, vdisk: VdiskId) -> Result<(), WireError> {
         {
-            let mut state = self.state();
+            let state = self.state();
             if state.stopping || state.draining || state.log_failed {
                 return Err(aborted("the router is stopping or takes no vDisks"));
             }
@@ -92,27 +93,19 @@ impl Router {
                 None | Some(Slot::Elsewhere(_)) => {}
                 Some(slot) => return Err(aborted(format!("the vDisk is {} there", slot.name()))),
             }
-            if !state.following.insert(vdisk) {
-                return Err(aborted("its page map is being prepared already"));
+        }
+        let Some(_held) = self.hold_map_soon(vdisk).await else {
+            return Err(aborted("its page map is being prepared already"));
+        };
+        match self.follow_map(vdisk).await {
+            Ok(_) => Ok(()),
+            Err(OpenError::Map(error)) => Err(aborted(error)),
+            // It is sorted out when the vDisk is opened.
+            Err(error) => {
+                tracing::info!(%vdisk, %error, "the page map can't be followed beforehand");
+                Ok(())
             }
         }
-        let followed = self.follow_map(vdisk).await;
-        self.state().following.remove(&vdisk);
-        followed.map_err(aborted)
-    }
-
-    async fn follow_map(&self, vdisk: VdiskId) -> Result<(), String> {
-        let maps = self.maps.clone();
-        let opened = tokio::task::spawn_blocking(move || maps.open_table(vdisk)).await;
-        opened.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
-        // A map of another history is sorted out when the vDisk is opened.
-        if let Err(error) = self.catch_up(vdisk).await {
-            tracing::info!(%vdisk, %error, "the page map can't be followed beforehand");
-            return Ok(());
-        }
-        let maps = self.maps.clone();
-        let written = tokio::task::spawn_blocking(move || maps.write_back(vdisk)).await;
-        written.map_err(|error| error.to_string())?.map_err(|error| error.to_string())
     }
 
     /// The record names this router: opens the vDisk now rather than at the next look.

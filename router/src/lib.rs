@@ -26,6 +26,7 @@ pub mod config;
 mod contest;
 pub mod dtl;
 pub mod facts;
+mod follow;
 mod frames;
 mod handoff;
 mod lease;

@@ -84,6 +84,11 @@ struct Table {
 }
 
 impl Table {
+    /// What it holds beyond the disk is nothing, or only the newest TLog's name.
+    fn is_written(&self) -> bool {
+        self.dirty.is_empty() && self.dropped.is_empty() && self.new_epochs.is_empty()
+    }
+
     fn is_dropped(&self, page: u64) -> bool {
         self.dropped.iter().any(|(start, end)| (*start..*end).contains(&page))
     }
@@ -174,6 +179,27 @@ impl MapStore {
         Ok(state)
     }
 
+    /// Like [`Self::open_table`], but a map that is open, and wholly on disk, isn't read again. Readers wait until it is
+    /// complete again.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn ready_table(&self, vdisk: VdiskId) -> Result<MapState, MapError> {
+        if let Some(table) = self.tables().get_mut(&vdisk).filter(|table| table.is_written()) {
+            table.complete = false;
+            return Ok(table.state.clone());
+        }
+        self.open_table(vdisk)
+    }
+
+    /// vDisks that have a map on disk; blocking.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub fn stored(&self) -> Result<Vec<VdiskId>, MapError> {
+        self.shared.place.vdisks()
+    }
+
     /// State and epochs, if all that is stored agrees with them. It reads every page: less than what a stale map would
     /// cost.
     fn read_table(&self, vdisk: VdiskId) -> Result<(MapState, Epochs), MapError> {
@@ -245,6 +271,12 @@ impl MapStore {
         let mut options = WriteOptions::default();
         options.disable_wal(true);
         self.shared.place.with(|db| db.write_opt(batch, &options))
+    }
+
+    /// Of every map that is open.
+    #[must_use]
+    pub fn states(&self) -> Vec<(VdiskId, MapState)> {
+        self.tables().iter().map(|(vdisk, table)| (*vdisk, table.state.clone())).collect()
     }
 
     #[must_use]

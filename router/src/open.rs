@@ -83,6 +83,31 @@ pub enum OpenError {
     Task(#[from] tokio::task::JoinError),
 }
 
+impl OpenError {
+    /// Whether the stored map is to blame, so that an empty one would do better.
+    pub(crate) fn is_of_the_map(&self, stored: &MapState) -> bool {
+        match self {
+            Self::Chain { .. } => stored.object.is_some(),
+            Self::Map(error) => error.is_damage(),
+            Self::Facts(_)
+            | Self::Backend(_)
+            | Self::Log(_)
+            | Self::Tlog { .. }
+            | Self::Gap(_)
+            | Self::Missing(_)
+            | Self::NotOwner
+            | Self::Dtl(_)
+            | Self::StrangeRecord
+            | Self::LogFull
+            | Self::NoLease
+            | Self::LaterClaim
+            | Self::Deleting
+            | Self::Following
+            | Self::Task(_) => false,
+        }
+    }
+}
+
 enum Verdict {
     Again(String),
     /// A gap that a DTL target may fill when it comes back (L7).
@@ -146,9 +171,7 @@ impl Router {
         if read.value.deleting {
             return Err(OpenError::Deleting);
         }
-        if self.state().following.contains(&vdisk) {
-            return Err(OpenError::Following);
-        }
+        self.until_map_is_free(vdisk).await?;
         let dtl = self.facts.dtl(vdisk).await?;
         let promised = LogId(read.value.log_id);
         let own = self.disk.id;
@@ -168,7 +191,7 @@ impl Router {
         let raise = RaiseEpoch { namespace: vdisk.into(), epoch };
         self.backend.call::<_, ()>(method::RAISE_EPOCH, &raise, Bytes::new(), PATIENCE).await?;
         let (head_lsn, head, head_meta) = self.head(vdisk).await?;
-        let objects = self.open_map(vdisk, head).await?;
+        let (objects, followed) = self.open_map(vdisk, head).await?;
         let head_state = self.head_state(head, head_lsn, head_meta.as_ref()).await?;
         let unit_clusters = self.unit_clusters(&claimed.value).await?;
         let (attachments, _) = self.facts.attachments(vdisk).await?;
@@ -187,6 +210,7 @@ impl Router {
             }
         };
         let mut serving = Serving::new(core, claimed.value, attachments, objects);
+        serving.map_followed = followed;
         serving.protection = protection;
         self.begin(serving)?;
         Ok(epoch)
@@ -268,10 +292,14 @@ impl Router {
         Tlog::decode(&payload).map_err(|cause| OpenError::Tlog { object, cause })
     }
 
-    /// Opens the page map and brings it up to `head`; returns how many objects the vDisk has.
-    async fn open_map(&self, vdisk: VdiskId, head: Option<ObjectId>) -> Result<u64, OpenError> {
+    /// Opens the page map and brings it up to `head`; returns how many objects the vDisk has, and how many TLogs were new.
+    async fn open_map(
+        &self,
+        vdisk: VdiskId,
+        head: Option<ObjectId>,
+    ) -> Result<(u64, u64), OpenError> {
         let maps = self.maps.clone();
-        let state = tokio::task::spawn_blocking(move || maps.open_table(vdisk)).await??;
+        let state = tokio::task::spawn_blocking(move || maps.ready_table(vdisk)).await??;
         let behind = state.object.is_some_and(|object| head.is_none_or(|head| head < object));
         let caught_up = if behind {
             Err(OpenError::Chain {
@@ -281,9 +309,9 @@ impl Router {
         } else {
             self.catch_up(vdisk).await
         };
-        match caught_up {
-            Ok(()) => {}
-            Err(error) if is_of_the_map(&error, &state) => {
+        let followed = match caught_up {
+            Ok(followed) => followed,
+            Err(error) if error.is_of_the_map(&state) => {
                 // Of another history, or damaged: thrown away, it is derived (L6).
                 let problem = error.to_string();
                 tracing::warn!(%vdisk, problem, "the page map doesn't fit the backend; it is rebuilt");
@@ -293,18 +321,21 @@ impl Router {
                     maps.open_table(vdisk)
                 })
                 .await??;
-                self.catch_up(vdisk).await?;
+                self.catch_up(vdisk).await?
             }
             Err(error) => return Err(error),
+        };
+        if 0 < followed {
+            tracing::info!(%vdisk, followed, "the page map caught up with the backend's TLogs");
         }
-        Ok(head.map_or(0, |head| head.number.0))
+        Ok((head.map_or(0, |head| head.number.0), followed))
     }
 
-    /// Follows the TLogs that the map doesn't hold yet; then readers may look at it.
+    /// Follows the TLogs that the map doesn't hold yet, and returns how many; then readers may look at it.
     ///
     /// # Errors
     /// When the backend can't give them, or they don't join.
-    pub async fn catch_up(&self, vdisk: VdiskId) -> Result<(), OpenError> {
+    pub async fn catch_up(&self, vdisk: VdiskId) -> Result<u64, OpenError> {
         let mut last = self.maps.state(vdisk).ok_or(MapError::Closed(vdisk))?.object;
         let mut followed = 0_u64;
         loop {
@@ -330,10 +361,7 @@ impl Router {
             }
         }
         self.maps.complete(vdisk);
-        if 0 < followed {
-            tracing::info!(%vdisk, followed, "the page map caught up with the backend's TLogs");
-        }
-        Ok(())
+        Ok(followed)
     }
 
     /// Replays what the log, from this position on, has of a vDisk beyond the head; says at which positions it lies. The scan keeps it.
@@ -409,29 +437,6 @@ impl Router {
             // Everybody took their part: the scan isn't needed any more, only its damages are.
             state.scan.records = Vec::new();
         }
-    }
-}
-
-/// Whether the stored map is to blame, so that an empty one would do better.
-fn is_of_the_map(error: &OpenError, stored: &MapState) -> bool {
-    match error {
-        OpenError::Chain { .. } => stored.object.is_some(),
-        OpenError::Map(error) => error.is_damage(),
-        OpenError::Facts(_)
-        | OpenError::Backend(_)
-        | OpenError::Log(_)
-        | OpenError::Tlog { .. }
-        | OpenError::Gap(_)
-        | OpenError::Missing(_)
-        | OpenError::NotOwner
-        | OpenError::Dtl(_)
-        | OpenError::StrangeRecord
-        | OpenError::LogFull
-        | OpenError::NoLease
-        | OpenError::LaterClaim
-        | OpenError::Deleting
-        | OpenError::Following
-        | OpenError::Task(_) => false,
     }
 }
 

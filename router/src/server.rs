@@ -310,6 +310,7 @@ impl Server {
                 let adoption: Adoption = checked!(responder, request.decode());
                 spawn(responder, async move { router.prepare_adoption(adoption.vdisk).await });
             }
+            method::LIST_MAPS => responder.reply(&router.map_copies(), Bytes::new()),
             method::ADOPT => {
                 let adoption: Adoption = checked!(responder, request.decode());
                 spawn(responder, async move { router.adopt(adoption.vdisk).await });

@@ -165,6 +165,8 @@ pub struct Serving {
     /// It goes to another router: nothing new is taken.
     pub handing_over: bool,
     pub objects: u64,
+    /// TLogs that the page map lacked when the vDisk was opened.
+    pub map_followed: u64,
     /// Where the last read of this vDisk ended, and how many in a row were sequential.
     pub read_end: u64,
     pub read_streak: u32,
@@ -203,6 +205,7 @@ impl Serving {
             read_end: 0,
             read_streak: 0,
             protection: None,
+            map_followed: 0,
         }
     }
 

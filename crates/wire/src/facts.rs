@@ -225,6 +225,7 @@ pub mod key {
     pub const ROUTERS: &str = "router/";
     pub const VDISKS: &str = "vdisk/";
     pub const VDISK_NAMES: &str = "vdisk-name/";
+    pub const VDISK_DTLS: &str = "vdisk-dtl/";
 
     #[must_use]
     pub fn osd(osd: OsdId) -> Bytes {
@@ -263,7 +264,13 @@ pub mod key {
 
     #[must_use]
     pub fn vdisk_dtl(vdisk: VdiskId) -> Bytes {
-        Bytes::from(format!("vdisk-dtl/{vdisk}"))
+        Bytes::from(format!("{VDISK_DTLS}{vdisk}"))
+    }
+
+    /// The vDisk that such a key names.
+    #[must_use]
+    pub fn vdisk_of_dtl(key: &[u8]) -> Option<VdiskId> {
+        str::from_utf8(key.strip_prefix(VDISK_DTLS.as_bytes())?).ok()?.parse().ok()
     }
 
     #[must_use]

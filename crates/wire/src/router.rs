@@ -4,7 +4,9 @@ use crate::dtl::DtlMode;
 use crate::facts::RouterState;
 use crate::{message, tag};
 use bytes::Bytes;
-use model::{AttachmentGeneration, EdgeId, Epoch, Incarnation, Lsn, RequestSeq, RouterId, VdiskId};
+use model::{
+    AttachmentGeneration, EdgeId, Epoch, Incarnation, Lsn, ObjectId, RequestSeq, RouterId, VdiskId,
+};
 
 pub mod method {
     /// [`super::Locate`] → [`super::Location`]. Any router answers.
@@ -52,6 +54,8 @@ pub mod method {
     pub const ADOPT: u16 = 40;
     /// [`super::Contested`] → `()`, to the owner: an edge says that it gets no service. Refuted by `REFUTED`.
     pub const CONTESTED: u16 = 41;
+    /// `()` → [`super::MapCopies`]: the page maps that this router has, its own and copies.
+    pub const LIST_MAPS: u16 = 46;
 }
 
 pub mod code {
@@ -332,6 +336,20 @@ message! {
         pub generation: Option<AttachmentGeneration>,
         /// Who would take it.
         pub by: RouterId,
+    }
+
+    /// The page map of a vDisk at one router.
+    pub struct MapCopy {
+        pub vdisk: VdiskId,
+        /// The last object whose TLog it holds.
+        pub object: Option<ObjectId>,
+        pub last_lsn: Lsn,
+        /// The owner's own; else a copy.
+        pub serving: bool,
+    }
+
+    pub struct MapCopies {
+        pub maps: Vec<MapCopy>,
     }
 }
 

@@ -14,6 +14,7 @@
 //! | [`recover`] | log ∪ backend → the writes that count (P10, L7) |
 //! | [`dtl`] | the second place of the log: what a target promises (P11, P12, P16) |
 //! | [`contest`] | when a vDisk may be taken from an owner that an edge has no service from (P19) |
+//! | [`follow`] | who keeps copies of a page map, and how near to the backend (MDS) |
 //! | [`quota`] | who must wait, and how long, when log or memory run short (P9) |
 //!
 //! Nothing here knows a clock, a socket, a file or chance.
@@ -21,6 +22,7 @@
 pub mod applied;
 pub mod contest;
 pub mod dtl;
+pub mod follow;
 pub mod log;
 pub mod map;
 pub mod overlay;

@@ -18,7 +18,7 @@ use rocksdb::{
 use runtime::rocks_logs;
 
 use super::MapError;
-use super::state::kind_range;
+use super::state::{self, kind_range};
 
 /// Read ahead of a walk over a whole map.
 const AHEAD_BYTES: usize = 1 << 20;
@@ -151,6 +151,21 @@ impl Place {
             Ok(())
         })?;
         visited
+    }
+
+    /// Every vDisk that has a state.
+    pub(super) fn vdisks(&self) -> Result<Vec<VdiskId>, MapError> {
+        let (start, _) = kind_range(b's', VdiskId(0));
+        let mut read = ReadOptions::default();
+        read.set_iterate_upper_bound(vec![b's' + 1]);
+        let mut vdisks = Vec::new();
+        self.with(|db| {
+            for row in db.iterator_opt(IteratorMode::From(&start, Direction::Forward), read) {
+                vdisks.extend(state::vdisk_of(&row?.0));
+            }
+            Ok(())
+        })?;
+        Ok(vdisks)
     }
 
     /// Every row of a kind of a vDisk, where there are few.

@@ -75,6 +75,11 @@ pub(super) fn kind_range(kind: u8, vdisk: VdiskId) -> (Vec<u8>, Vec<u8>) {
     (start, end)
 }
 
+/// Which vDisk a key of kind `s` names.
+pub(super) fn vdisk_of(key: &[u8]) -> Option<VdiskId> {
+    Some(VdiskId(u128::from_be_bytes(key.get(1..)?.try_into().ok()?)))
+}
+
 /// Which page a key of kind `p` names.
 pub(super) fn page_of(key: &[u8]) -> Option<u64> {
     Some(u64::from_be_bytes(key.get(17..25)?.try_into().ok()?))

@@ -144,6 +144,29 @@ fn a_map_that_is_behind_is_not_read() {
 }
 
 #[test]
+fn an_open_map_is_read_again_only_when_its_disk_lacks_something() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = MapStore::open(dir.path(), 1 << 20).unwrap();
+    let apply = |number, at| store.apply(&tlog(number, &[], &[(at, 3)])).unwrap();
+    assert_eq!(store.ready_table(VDISK).unwrap(), MapState::default());
+    apply(1, 5);
+    store.write_back(VDISK).unwrap();
+    store.complete(VDISK);
+    let written = store.state(VDISK).unwrap();
+    assert_eq!(store.ready_table(VDISK).unwrap(), written);
+    assert!(matches!(store.load(VDISK, 0), Err(MapError::Behind(VDISK))), "until it is complete");
+    // What isn't on disk may be half of a TLog that failed.
+    apply(2, 900);
+    assert_eq!(store.ready_table(VDISK).unwrap(), written);
+    apply(2, 900);
+    store.complete(VDISK);
+    assert_eq!(store.recount(VDISK).unwrap().mapped, 6);
+    assert_eq!(store.stored().unwrap(), [VDISK]);
+    store.erase(VDISK).unwrap();
+    assert_eq!((store.stored().unwrap(), store.states().len()), (Vec::new(), 0));
+}
+
+#[test]
 fn files_that_rocksdb_cannot_read_are_replaced_under_way() {
     let outer = tempfile::tempdir().unwrap();
     let dir = outer.path().join("map");

@@ -11,6 +11,7 @@
 mod contest;
 mod dtl;
 mod durability;
+mod follow;
 mod support;
 mod takeover;
 mod zombie;

@@ -24,8 +24,8 @@ use runtime::shutdown::Shutdown;
 use wire::dtl::DtlMode;
 use wire::facts::{Record, VdiskRecord, VpoolDtl, VpoolRecord, key};
 use wire::router::{
-    CreateVdisk, Locate, Location, ResizeVdisk, Transfer, Transferred, VdiskInfo, VdiskName,
-    VdiskNames, method,
+    CreateVdisk, Locate, Location, MapCopies, MapCopy, ResizeVdisk, Transfer, Transferred,
+    VdiskInfo, VdiskName, VdiskNames, method,
 };
 use wire::{Decode, Encode, Role, WireError};
 
@@ -141,6 +141,10 @@ impl World {
 
     pub fn start_third(&self) -> Router {
         self.launch("router-3", "log_segments = 4\nlog_segment_size = \"8MiB\"")
+    }
+
+    pub fn start_other_with(&self, extra: &str) -> Router {
+        self.launch("router-2", extra)
     }
 
     /// vDisks made from now on have a DTL.
@@ -382,6 +386,11 @@ impl Router {
 
     pub fn list(&self) -> Vec<(String, u64)> {
         self.call::<_, VdiskNames>(method::LIST, &()).unwrap().names
+    }
+
+    /// Its page maps, of its own vDisks and of others'.
+    pub fn maps(&self) -> Vec<MapCopy> {
+        self.call::<_, MapCopies>(method::LIST_MAPS, &()).unwrap().maps
     }
 
     pub fn locate(&self, name: &str) -> Location {

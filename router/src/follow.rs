@@ -1,0 +1,193 @@
+//! Copies of page maps of vDisks that other routers own: their TLogs are followed, so that whoever takes a vDisk over
+//! replays a tail only (MDS). Who follows which, and how often, `router_core::follow` decides.
+//!
+//! Invariant: a map that is followed isn't opened, and one that is open isn't followed ([`MapHold`]).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use model::{RouterId, VdiskId};
+use router_core::follow::{Followed, Pace, follows};
+use runtime::clock::boot_now;
+use runtime::random::jitter;
+use wire::facts::{RouterState, key};
+use wire::router::{MapCopies, MapCopy};
+
+use crate::facts::FactsError;
+use crate::open::OpenError;
+use crate::router::Router;
+use crate::state::Slot;
+
+/// How long an opening or a hand-over waits for a look that is under way.
+const HOLD_PATIENCE: Duration = Duration::from_secs(10);
+const HOLD_PAUSE: Duration = Duration::from_millis(20);
+/// Rounds between two looks for maps of vDisks that are gone.
+const SWEEP_EVERY: u32 = 60;
+
+/// The right to bring the map of a vDisk up to date that isn't served here.
+pub struct MapHold<'a> {
+    router: &'a Router,
+    vdisk: VdiskId,
+}
+
+impl Drop for MapHold<'_> {
+    fn drop(&mut self) {
+        self.router.state().following.remove(&self.vdisk);
+    }
+}
+
+impl Router {
+    /// `None`: it is served or opened here, or somebody else holds the map.
+    pub(crate) fn hold_map(&self, vdisk: VdiskId) -> Option<MapHold<'_>> {
+        let mut state = self.state();
+        let elsewhere = matches!(state.volumes.get(&vdisk), None | Some(Slot::Elsewhere(_)));
+        let held = elsewhere && !state.stopping && state.following.insert(vdisk);
+        held.then_some(MapHold { router: self, vdisk })
+    }
+
+    /// Returns when nobody follows the map; who calls this has a slot that lets nobody begin to.
+    ///
+    /// # Errors
+    /// When it takes too long.
+    pub(crate) async fn until_map_is_free(&self, vdisk: VdiskId) -> Result<(), OpenError> {
+        let start = boot_now();
+        while self.state().following.contains(&vdisk) {
+            if HOLD_PATIENCE < boot_now().since(start) {
+                return Err(OpenError::Following);
+            }
+            tokio::time::sleep(HOLD_PAUSE).await;
+        }
+        Ok(())
+    }
+
+    /// Waits for a look at the map that is under way.
+    pub(crate) async fn hold_map_soon(&self, vdisk: VdiskId) -> Option<MapHold<'_>> {
+        let start = boot_now();
+        loop {
+            let held = self.hold_map(vdisk);
+            if held.is_some() || HOLD_PATIENCE < boot_now().since(start) {
+                return held;
+            }
+            tokio::time::sleep(HOLD_PAUSE).await;
+        }
+    }
+
+    /// Follows until stopped.
+    pub(crate) async fn follow_loop(self: Arc<Self>) {
+        let mut paces: BTreeMap<VdiskId, Pace> = BTreeMap::new();
+        let mut round = 0_u32;
+        while !self.stop.is_triggered() {
+            if self.lease.current().is_some() {
+                // Before the records are read: a map in it is of a vDisk that was there.
+                let sweep = round.is_multiple_of(SWEEP_EVERY);
+                let stored = if sweep { self.maps.stored() } else { Ok(Vec::new()) };
+                let mine = match self.maps_to_follow(&stored.unwrap_or_default()).await {
+                    Ok(mine) => mine,
+                    Err(error) => {
+                        tracing::debug!(%error, "which maps to follow isn't known");
+                        paces.keys().copied().collect()
+                    }
+                };
+                paces.retain(|vdisk, _| mine.contains(vdisk));
+                for vdisk in mine {
+                    let pace = paces.entry(vdisk).or_insert(Pace::new(self.config.map_follow));
+                    if pace.is_due(boot_now()) && !self.stop.is_triggered() {
+                        *pace = self.look(vdisk, *pace).await;
+                    }
+                }
+                round = round.wrapping_add(1);
+            }
+            tokio::select! {
+                () = self.stop.wait() => return,
+                () = tokio::time::sleep(jitter(self.config.map_follow)) => {}
+            }
+        }
+    }
+
+    async fn look(&self, vdisk: VdiskId, pace: Pace) -> Pace {
+        let Some(_held) = self.hold_map(vdisk) else { return pace.after(0, boot_now()) };
+        match self.follow_map(vdisk).await {
+            Ok(found) => pace.after(found, boot_now()),
+            Err(error) => {
+                tracing::debug!(%vdisk, %error, "its page map can't be followed now");
+                pace.after(0, boot_now())
+            }
+        }
+    }
+
+    /// Brings the map up to date and puts it on disk; returns how many TLogs were new. Who calls this holds it.
+    ///
+    /// # Errors
+    /// When the backend or the store can't; a map of another history is thrown away (L6).
+    pub(crate) async fn follow_map(&self, vdisk: VdiskId) -> Result<u64, OpenError> {
+        let maps = self.maps.clone();
+        let stored = tokio::task::spawn_blocking(move || maps.ready_table(vdisk)).await??;
+        let found = match self.catch_up(vdisk).await {
+            Err(error) if error.is_of_the_map(&stored) => {
+                let maps = self.maps.clone();
+                tokio::task::spawn_blocking(move || maps.erase(vdisk)).await??;
+                return Err(error);
+            }
+            found => found?,
+        };
+        if 0 < found {
+            let maps = self.maps.clone();
+            tokio::task::spawn_blocking(move || maps.write_back(vdisk)).await??;
+        }
+        Ok(found)
+    }
+
+    /// The vDisks whose maps this router copies. Those of `stored` that are of no vDisk any more are removed.
+    async fn maps_to_follow(&self, stored: &[VdiskId]) -> Result<BTreeSet<VdiskId>, FactsError> {
+        let vdisks = self.facts.vdisks().await?;
+        let targets: BTreeMap<VdiskId, Vec<RouterId>> = self.facts.dtl_targets().await?;
+        let sessions = self.facts.sessions().await?;
+        let lives = |id: RouterId| {
+            let session = key::router_session(id);
+            sessions.iter().any(|known| known.id == session)
+        };
+        let routers = self.facts.routers().await?;
+        let online: Vec<RouterId> = routers
+            .iter()
+            .filter(|router| router.state == RouterState::Online && lives(router.router))
+            .map(|router| router.router)
+            .collect();
+        let is_gone = |vdisk: &&VdiskId| vdisks.iter().all(|read| read.value.vdisk != **vdisk);
+        for gone in stored.iter().filter(is_gone) {
+            self.remove_map(*gone).await;
+        }
+        let mine = vdisks.iter().map(|read| &read.value).filter(|record| {
+            let targets = targets.get(&record.vdisk).map_or(&[][..], Vec::as_slice);
+            let (vdisk, owner) = (record.vdisk, record.owner);
+            !record.deleting
+                && owner != self.id
+                && follows(self.id, &Followed { vdisk, owner, targets, online: &online })
+        });
+        Ok(mine.map(|record| record.vdisk).collect())
+    }
+
+    async fn remove_map(&self, gone: VdiskId) {
+        let Some(_held) = self.hold_map(gone) else { return };
+        tracing::info!(vdisk = %gone, "the page map of a deleted vDisk is removed");
+        let maps = self.maps.clone();
+        let erased = tokio::task::spawn_blocking(move || maps.erase(gone)).await;
+        if !matches!(erased, Ok(Ok(()))) {
+            tracing::warn!(vdisk = %gone, "its page map couldn't be removed");
+        }
+    }
+
+    /// The page maps that this router has open: of its own vDisks, and copies.
+    #[must_use]
+    pub fn map_copies(&self) -> MapCopies {
+        let open = self.maps.states();
+        let mut state = self.state();
+        let copies = open.into_iter().map(|(vdisk, map)| MapCopy {
+            vdisk,
+            object: map.object,
+            last_lsn: map.last_lsn,
+            serving: state.serving(vdisk).is_ok(),
+        });
+        MapCopies { maps: copies.collect() }
+    }
+}
