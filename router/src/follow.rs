@@ -40,10 +40,13 @@ impl Drop for MapHold<'_> {
 impl Router {
     /// `None`: it is served or opened here, or somebody else holds the map.
     pub(crate) fn hold_map(&self, vdisk: VdiskId) -> Option<MapHold<'_>> {
-        let mut state = self.state();
-        let elsewhere = matches!(state.volumes.get(&vdisk), None | Some(Slot::Elsewhere(_)));
-        let held = elsewhere && !state.stopping && state.following.insert(vdisk);
-        held.then_some(MapHold { router: self, vdisk })
+        let held = {
+            let mut state = self.state();
+            let elsewhere = matches!(state.volumes.get(&vdisk), None | Some(Slot::Elsewhere(_)));
+            elsewhere && !state.stopping && state.following.insert(vdisk)
+        };
+        // Lazily: dropping one gives up what somebody else may hold.
+        held.then(|| MapHold { router: self, vdisk })
     }
 
     /// Returns when nobody follows the map; who calls this has a slot that lets nobody begin to.

@@ -10,27 +10,25 @@ use model::{
     VdiskId,
 };
 
-/// Version that is written; the only one so far.
-const RECORD_V1: u8 = 1;
-
 /// A record: version byte, then the message.
 pub trait Record: Encode + Decode {
+    /// The only one that is written and read.
+    const VERSION: u8 = 1;
+
     #[must_use]
     fn to_record(&self) -> Bytes {
-        let mut out = vec![RECORD_V1];
+        let mut out = vec![Self::VERSION];
         self.encode(&mut out);
         Bytes::from(out)
     }
 
     /// # Errors
-    /// When the bytes are no such record, or of a version from the future.
+    /// When the bytes are no such record, or of another version.
     fn from_record(bytes: Bytes) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(bytes);
-        match u8::decode(&mut reader)? {
-            RECORD_V1 => {}
-            version => {
-                return Err(DecodeError::Illegal { what: "record version", value: version.into() });
-            }
+        let version = u8::decode(&mut reader)?;
+        if version != Self::VERSION {
+            return Err(DecodeError::Illegal { what: "record version", value: version.into() });
         }
         let value = Self::decode(&mut reader)?;
         match reader.remaining() {
@@ -187,7 +185,10 @@ impl Record for VpoolRecord {}
 impl Record for RouterRecord {}
 impl Record for VpoolDtl {}
 impl Record for VdiskRecord {}
-impl Record for DtlRecord {}
+impl Record for DtlRecord {
+    /// 1 had no `log_from`.
+    const VERSION: u8 = 2;
+}
 impl Record for ContestRecord {}
 
 impl DtlRecord {

@@ -84,3 +84,25 @@ fn a_copy_that_is_far_behind_or_lost_costs_time_and_nothing_else() {
     disk.check_all();
     other.stop();
 }
+
+#[test]
+fn a_hand_over_and_a_look_at_the_same_map_wait_for_each_other() {
+    let world = World::new();
+    let routers = [world.start_with(QUICKLY), world.start_other_with(QUICKLY)];
+    routers[0].create("demo", 16 * MIB);
+    let mut disk = Disk::attach(&routers[0], "demo");
+    let mut random = fastrand::Rng::with_seed(5);
+    for round in 0..12 {
+        let (from, to) = (&routers[round % 2], &routers[(round + 1) % 2]);
+        let name = ["router-2", "router-1"][round % 2];
+        for _ in 0..10 {
+            disk.random_step(&mut random);
+        }
+        from.transfer("demo", world.id_of(name));
+        disk.reattach(to);
+    }
+    disk.check_all();
+    for router in routers {
+        router.stop();
+    }
+}
