@@ -296,7 +296,7 @@ impl Router {
     fn may_answer(&self, vdisk: VdiskId) -> bool {
         match self.state().serving(vdisk) {
             Ok(serving) if serving.handing_over => false,
-            Ok(serving) => serving.protection.as_ref().is_none_or(|p| p.read_guard().holds()),
+            Ok(serving) => serving.protection.as_ref().is_none_or(|p| p.right().holds()),
             Err(_) => false,
         }
     }
@@ -306,7 +306,7 @@ impl Router {
     /// # Errors
     /// When the right to read doesn't come in time, or the vDisk isn't served here any more.
     pub async fn wait_to_answer(&self, vdisk: VdiskId) -> Result<(), WireError> {
-        let guard = self.state().serving(vdisk)?.protection.as_ref().map(|p| p.read_guard());
+        let guard = self.state().serving(vdisk)?.protection.as_ref().map(|p| p.right());
         if let Some(guard) = guard {
             guard.wait().await?;
         }

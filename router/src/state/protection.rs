@@ -3,7 +3,8 @@
 //! A vDisk without a DTL has none of this, and pays nothing for it.
 //!
 //! Invariant: a write or flush is answered only when [`DtlOwner::acks`] covers it and its records are in the own log
-//! (P11, P13); data of a read leave only under a right to read that holds after they were gathered (P16).
+//! (P11, P13); what nobody else has is answered only while this router has the right to serve (L4); data of a read leave
+//! only under that right, seen after they were gathered (P16).
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -111,8 +112,12 @@ impl Protection {
             return;
         }
         let acks = self.owner.acks();
+        let is_early =
+            |w: &Waiter| w.need == Need::Written && acks.write < w.lsn && w.lsn <= acks.early;
+        let early = self.waiting.iter().any(is_early) && self.right().holds();
+        let written = if early { acks.early } else { acks.write };
         let covered = |waiter: &mut Waiter| match waiter.need {
-            Need::Written => waiter.lsn <= acks.write,
+            Need::Written => waiter.lsn <= written,
             Need::WrittenDurably | Need::Flushed => waiter.lsn <= acks.flush,
         };
         for waiter in self.waiting.extract_if(.., covered) {
@@ -133,18 +138,18 @@ impl Protection {
     }
 
     #[must_use]
-    pub fn read_guard(&self) -> ReadGuard {
-        ReadGuard { owner: Arc::clone(&self.owner), lease: Arc::clone(&self.lease) }
+    pub fn right(&self) -> Right {
+        Right { owner: Arc::clone(&self.owner), lease: Arc::clone(&self.lease) }
     }
 }
 
-/// The right to answer reads of one vDisk.
-pub struct ReadGuard {
+/// The right to serve one vDisk.
+pub struct Right {
     owner: Arc<DtlOwner>,
     lease: Arc<Lease>,
 }
 
-impl ReadGuard {
+impl Right {
     fn session(&self) -> Session {
         if self.lease.lives() { Session::Valid } else { Session::Expired }
     }

@@ -135,7 +135,7 @@ impl Owner {
             last: opening.base,
             local_synced: opening.base,
             flush_wanted: Lsn::ZERO,
-            acked: Acks { write: opening.base, flush: opening.base },
+            acked: Acks { write: opening.base, early: opening.base, flush: opening.base },
             promised: Lsn::ZERO,
             look_at: now,
             read_at: None,
@@ -247,18 +247,21 @@ impl Owner {
             }
         };
         let flush = flush.max(self.committed).max(self.acked.flush);
-        let write = match self.name.mode {
-            DtlMode::Sync if in_sync => everyone(|member| member.written).unwrap_or(Lsn::ZERO),
+        let written = if in_sync { everyone(|member| member.written) } else { None };
+        let write = written.unwrap_or_default().max(flush).max(self.acked.write);
+        let early = match self.name.mode {
+            // A target that fails may have been sealed: only arakoon knows whether this is still the owner (L4).
+            DtlMode::Sync if self.facts.state == DtlState::InSync => write,
             DtlMode::Sync | DtlMode::Async | DtlMode::NoTarget if !in_sync && self.name.strict => {
-                flush
+                write
             }
             DtlMode::Sync | DtlMode::Async | DtlMode::NoTarget => self.last,
         };
-        self.acked = Acks { write: write.max(flush).max(self.acked.write), flush };
+        self.acked = Acks { write, early: early.max(self.acked.early), flush };
         self.acked
     }
 
-    /// What the right to serve reads rests on now.
+    /// What the right to serve rests on now.
     #[must_use]
     pub fn read_right(&self) -> ReadRight {
         if self.fenced || !self.begun {

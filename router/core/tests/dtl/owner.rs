@@ -24,6 +24,10 @@ fn asked(out: &[Effect], wanted: impl Fn(&ToTarget) -> bool) -> RequestId {
 
 /// Begun by the first proposal, with these records recovered; the target's log is being made.
 fn catching_up(recovered: u64, now: Now, out: &mut Vec<Effect>) -> Owner {
+    catching_up_as(DtlMode::Async, recovered, now, out)
+}
+
+fn catching_up_as(mode: DtlMode, recovered: u64, now: Now, out: &mut Vec<Effect>) -> Owner {
     let facts = DtlFacts::standalone();
     let next = DtlFacts {
         state: DtlState::CatchingUp,
@@ -35,7 +39,7 @@ fn catching_up(recovered: u64, now: Now, out: &mut Vec<Effect>) -> Owner {
         vdisk: VDISK,
         epoch: Epoch(1),
         me: RouterId(100),
-        mode: DtlMode::Async,
+        mode,
         unprotected: false,
         strict: false,
         facts,
@@ -63,8 +67,12 @@ const EMPTY: Held = Held {
 
 /// InSync with one target, which has just given it a lease.
 fn in_sync(now: Now) -> Owner {
+    in_sync_as(DtlMode::Async, now)
+}
+
+fn in_sync_as(mode: DtlMode, now: Now) -> Owner {
     let mut out = Vec::new();
-    let mut owner = catching_up(0, now, &mut out);
+    let mut owner = catching_up_as(mode, 0, now, &mut out);
     let create = asked(&out, |what| matches!(what, ToTarget::Create { .. }));
     owner.answered((TARGET, create), Ok(FromTarget::Opened(EMPTY)), now, &mut out);
     owner.decided(Proposed::Committed, now, &mut out);
@@ -94,6 +102,62 @@ fn p16_who_leaves_in_sync_reads_by_lease_and_session_until_it_knows_the_outcome(
     owner.decided(Proposed::Committed, now, &mut out);
     assert_eq!(owner.facts().state, DtlState::Degraded);
     assert_eq!(owner.read_right(), ReadRight::Session);
+}
+
+#[test]
+fn l4_who_leaves_in_sync_acknowledges_nothing_that_nobody_else_has() {
+    for mode in [DtlMode::Sync, DtlMode::Async] {
+        let now = at(1000);
+        let mut owner = in_sync_as(mode, now);
+        let mut out = Vec::new();
+        owner.appended(Lsn(1), 4224);
+        owner.progress(now, &mut out);
+        let append = asked(&out, |what| matches!(what, ToTarget::Append { .. }));
+        owner.answered((TARGET, append), Ok(FromTarget::Appended(Lsn(1))), now, &mut out);
+        assert_eq!(owner.acks().write, Lsn(1));
+        owner.appended(Lsn(2), 4224);
+        let is_early = |owner: &mut Owner| owner.acks().write < owner.acks().early;
+        assert_eq!(is_early(&mut owner), mode == DtlMode::Async, "rests on the lease");
+        out.clear();
+        owner.progress(now, &mut out);
+        let append = asked(&out, |what| matches!(what, ToTarget::Append { .. }));
+        let full = Err(Failure::Refused("no room".to_owned()));
+        owner.answered((TARGET, append), full, now, &mut out);
+        assert!(owner.is_proposing(), "{out:?}");
+        // Sealed by a claimant, for all it knows: what is acknowledged now is lost.
+        assert_eq!(owner.acks().write, Lsn(1));
+        assert_eq!(is_early(&mut owner), mode == DtlMode::Async);
+        owner.decided(Proposed::Refused, now, &mut out);
+        assert_eq!(owner.acks().write, Lsn(1));
+        assert_eq!(owner.read_right(), ReadRight::Never);
+    }
+}
+
+#[test]
+fn p13_from_the_proposal_on_the_old_target_counts_for_nothing() {
+    let now = at(1000);
+    let mut owner = in_sync(now);
+    let mut out = Vec::new();
+    owner.appended(Lsn(1), 4224);
+    owner.local_synced(Lsn(1));
+    owner.want_flush(Lsn(1));
+    owner.progress(now, &mut out);
+    let append = asked(&out, |what| matches!(what, ToTarget::Append { .. }));
+    owner.answered((TARGET, append), Ok(FromTarget::Appended(Lsn(1))), now, &mut out);
+    let sync = asked(&out, |what| matches!(what, ToTarget::Sync { .. }));
+    let late = now.plus(Patience::default().answer);
+    out.clear();
+    owner.progress(late, &mut out);
+    let floor = out.iter().find_map(|effect| {
+        let Effect::Propose { to, .. } = effect else { return None };
+        Some(to.floor)
+    });
+    assert_eq!(floor, Some(Lsn::ZERO), "{out:?}");
+    // What it says now is above the floor that recovery will go by.
+    owner.answered((TARGET, sync), Ok(FromTarget::Synced(Lsn(1))), late, &mut out);
+    assert_eq!(owner.acks().flush, Lsn::ZERO);
+    owner.decided(Proposed::Committed, late, &mut out);
+    assert_eq!(owner.acks().flush, Lsn::ZERO);
 }
 
 #[test]

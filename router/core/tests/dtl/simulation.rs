@@ -274,12 +274,12 @@ impl World {
     }
 
     /// L3, P16: as soon as there is a later owner, no earlier one may answer reads.
-    fn nobody_older_reads(&self) {
+    fn nobody_older_serves(&self) {
         let Some((_, older)) = self.lives.split_last() else { return };
         for life in older {
             let (epoch, right) = (life.epoch, life.core.read_right());
-            let may_read = right.allows(self.now, life.session);
-            assert!(!may_read, "epoch {epoch} reads on by {right:?}: {:?}", life.core.facts());
+            let may_serve = right.allows(self.now, life.session);
+            assert!(!may_serve, "epoch {epoch} serves on by {right:?}: {:?}", life.core.facts());
         }
     }
 
@@ -465,7 +465,7 @@ impl World {
         }
         self.settle_claim();
         self.observe();
-        self.nobody_older_reads();
+        self.nobody_older_serves();
     }
 }
 

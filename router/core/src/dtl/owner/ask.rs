@@ -82,11 +82,14 @@ pub enum Effect {
 /// Up to where requests may be acknowledged.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Acks {
+    /// Writes that are elsewhere too: whoever comes next has them.
     pub write: Lsn,
+    /// Writes that may be acknowledged while this router has the right to serve, and then are the edge's to replay.
+    pub early: Lsn,
     pub flush: Lsn,
 }
 
-/// What the right to serve reads rests on (P16).
+/// What the right to serve rests on: to answer reads, and to acknowledge writes that nobody else has yet (P16, L4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReadRight {
     /// There is none.
