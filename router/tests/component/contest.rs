@@ -45,11 +45,7 @@ fn reattach(disk: &mut Disk, at: &Router) {
 #[test]
 fn p19_a_living_owner_loses_the_vdisk_unless_the_edge_has_just_attached_and_then_it_rests() {
     let world = World::new().with_dtl(DtlMode::Sync);
-    let owner = world.start();
-    let other = world.start_other();
-    owner.create("demo", 8 * MIB);
-    let mut disk = Disk::attach(&owner, "demo");
-    owner.until_in_sync("demo");
+    let (owner, other, mut disk) = world.in_sync(8 * MIB);
     disk.write(0, &[1; 4096], Durability::Durable);
     let reader = Disk::try_attach(&owner, "demo", 2, AttachMode::ReadOnly, false).unwrap();
     assert!(until_unrefuted(&world, &disk, &other), "the edge had just attached at the owner");
@@ -73,11 +69,7 @@ fn p19_a_living_owner_loses_the_vdisk_unless_the_edge_has_just_attached_and_then
 #[test]
 fn p19_a_contest_of_an_epoch_that_is_over_and_one_of_a_stranger_change_nothing() {
     let world = World::new().with_dtl(DtlMode::Sync);
-    let owner = world.start();
-    let other = world.start_other();
-    owner.create("demo", 8 * MIB);
-    let mut disk = Disk::attach(&owner, "demo");
-    owner.until_in_sync("demo");
+    let (owner, other, mut disk) = world.in_sync(8 * MIB);
     let before = world.vdisk("demo");
     // Refuses nothing and does nothing: the edge is to look who the owner is now.
     disk.contest(&other, model::Epoch(before.epoch.0 - 1)).unwrap();

@@ -139,6 +139,15 @@ impl World {
         other
     }
 
+    /// Two routers, and the first one's vDisk "demo", InSync at the second.
+    pub fn in_sync(&self, size_bytes: u64) -> (Router, Router, Disk) {
+        let (owner, other) = (self.start(), self.start_other());
+        owner.create("demo", size_bytes);
+        let disk = Disk::attach(&owner, "demo");
+        owner.until_in_sync("demo");
+        (owner, other, disk)
+    }
+
     pub fn start_third(&self) -> Router {
         self.launch("router-3", "log_segments = 4\nlog_segment_size = \"8MiB\"")
     }

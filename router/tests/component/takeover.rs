@@ -54,11 +54,7 @@ fn p18_a_killed_owners_vdisk_is_claimed_with_all_that_was_acknowledged() {
 fn a_restart_in_place_needs_nobody_else() {
     let world = World::new().with_dtl(DtlMode::Sync);
     let mut random = fastrand::Rng::with_seed(7);
-    let owner = world.start();
-    let other = world.start_other();
-    owner.create("demo", 16 * MIB);
-    let mut disk = Disk::attach(&owner, "demo");
-    owner.until_in_sync("demo");
+    let (owner, other, mut disk) = world.in_sync(16 * MIB);
     steps(&mut disk, &mut random, 60);
     other.kill();
     owner.kill();
@@ -74,11 +70,7 @@ fn a_restart_in_place_needs_nobody_else() {
 /// Claimed from though it is well: what it then says first, to a reader or to a writer.
 fn claimed_from(first: impl FnOnce(&mut Disk) -> WireError) {
     let world = World::new().with_dtl(DtlMode::Sync);
-    let owner = world.start();
-    let other = world.start_other();
-    owner.create("demo", 8 * MIB);
-    let mut old = Disk::attach(&owner, "demo");
-    owner.until_in_sync("demo");
+    let (owner, other, mut old) = world.in_sync(8 * MIB);
     old.write(0, &[1; 4096], Durability::Durable);
     old.check_all();
     world.expire_owner("demo");
@@ -109,11 +101,7 @@ fn p11_an_owner_that_was_claimed_from_acknowledges_nothing_and_withdraws() {
 #[test]
 fn l7_what_cant_be_claimed_without_loss_stays_with_its_owner_and_says_what_is_missing() {
     let world = World::new().with_dtl(DtlMode::Sync);
-    let owner = world.start();
-    let other = world.start_other();
-    owner.create("demo", 8 * MIB);
-    let mut disk = Disk::attach(&owner, "demo");
-    owner.until_in_sync("demo");
+    let (owner, other, mut disk) = world.in_sync(8 * MIB);
     disk.write(0, &[1; 4096], Durability::Durable);
     owner.kill();
     other.kill();
@@ -133,11 +121,7 @@ fn l7_what_cant_be_claimed_without_loss_stays_with_its_owner_and_says_what_is_mi
 #[test]
 fn p10_what_was_lost_with_an_owner_doesnt_come_back_with_its_log() {
     let world = World::new().with_dtl(DtlMode::Async).with_cables();
-    let owner = world.start();
-    let other = world.start_other();
-    owner.create("demo", 8 * MIB);
-    let mut lost = Disk::attach(&owner, "demo");
-    owner.until_in_sync("demo");
+    let (owner, other, mut lost) = world.in_sync(8 * MIB);
     lost.write(0, &[1; 4096], Durability::Durable);
     world.cables().dtl.hold(Held { requests: true, answers: false });
     lost.try_write(0, &[2; 4096]).unwrap();

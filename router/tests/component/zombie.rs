@@ -34,11 +34,7 @@ struct Cut {
 /// An owner InSync, with something in its log and something in the backend, that no longer hears from arakoon.
 fn cut_from_arakoon() -> Cut {
     let world = World::new().with_dtl(DtlMode::Sync).with_cables();
-    let owner = world.start();
-    let other = world.start_other();
-    owner.create("demo", 8 * MIB);
-    let mut old = Disk::attach(&owner, "demo");
-    owner.until_in_sync("demo");
+    let (owner, other, mut old) = world.in_sync(8 * MIB);
     old.write(COLD, &[1; 4096], Durability::Durable);
     old.sync();
     old.write(0, &[1; 4096], Durability::Durable);
@@ -165,11 +161,7 @@ fn p16_a_degraded_owner_without_arakoon_stops_reading_before_its_session_can_be_
 #[test]
 fn l4_an_owner_that_was_claimed_from_changes_nothing_in_arakoon() {
     let world = World::new().with_dtl(DtlMode::Sync).with_cables();
-    let owner = world.start();
-    let other = world.start_other();
-    owner.create("demo", 8 * MIB);
-    let mut old = Disk::attach(&owner, "demo");
-    owner.until_in_sync("demo");
+    let (owner, other, mut old) = world.in_sync(8 * MIB);
     old.write(0, &[1; 4096], Durability::Durable);
     let third = world.start_third();
     let VdiskRecord { vdisk, owner: first, .. } = world.vdisk("demo");
