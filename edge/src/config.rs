@@ -31,6 +31,8 @@ struct RawConfig {
     #[serde(default)]
     read_only: Vec<String>,
     #[serde(default)]
+    shared: Vec<String>,
+    #[serde(default)]
     take_over: bool,
     replay_log: Option<Parsed<ByteSize>>,
     io_deadline: Option<Parsed<Span>>,
@@ -117,6 +119,8 @@ pub struct Config {
     pub routers: Vec<Endpoint>,
     pub default_export: Option<String>,
     pub read_only: Vec<String>,
+    /// Other edges may write these too; whoever mounts them must be made for that, like a cluster filesystem.
+    pub shared: Vec<String>,
     /// Push out another edge that holds a vDisk exclusively.
     pub take_over: bool,
     pub replay_log_bytes: u64,
@@ -154,13 +158,19 @@ impl RawConfig {
         if self.routers.is_empty() {
             return Err(("routers", "give the address of at least one router".to_owned()));
         }
-        for name in self.default_export.iter().chain(&self.read_only) {
+        for name in self.default_export.iter().chain(&self.read_only).chain(&self.shared) {
             if !legal(name) {
                 return Err((
-                    "default_export / read_only",
+                    "default_export / read_only / shared",
                     format!("`{name}` can't be a vDisk's name"),
                 ));
             }
+        }
+        if let Some(name) = self.shared.iter().find(|name| self.read_only.contains(name)) {
+            return Err((
+                "shared",
+                format!("`{name}` is in read_only as well; take it out of one"),
+            ));
         }
         let nbd = check_nbd(self.nbd, Plain { allowed: self.allow_plain_nbd })?;
         let replay_log_bytes = self.replay_log.map_or(64 << 20, |size| size.0.0);
@@ -183,6 +193,7 @@ impl RawConfig {
             routers: self.routers.into_iter().map(|router| router.0).collect(),
             default_export: self.default_export,
             read_only: self.read_only,
+            shared: self.shared,
             take_over: self.take_over,
             replay_log_bytes,
             io_deadline: self.io_deadline.map(|span| span.0.0),
@@ -264,6 +275,7 @@ mod tests {
             (format!("{nbd}{routers}colour='red'"), "colour"),
             (format!("{nbd}{routers}read_only=['a b']"), "a b"),
             (format!("{nbd}{routers}connections_max=0"), "connections_max"),
+            (format!("{nbd}{routers}shared=['a']\nread_only=['a']"), "take it out of one"),
         ];
         for (text, want) in table {
             let error = parse(&format!("{MINIMAL}{text}")).unwrap_err();

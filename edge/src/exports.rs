@@ -169,8 +169,10 @@ impl Exports {
     }
 
     fn beginning(&self, name: &str, after: Option<JoinHandle<()>>) -> Spawn {
+        let shared = self.config.shared.iter().any(|listed| listed == name);
         let mode = match self.access(name) {
             Access::ReadOnly => AttachMode::ReadOnly,
+            Access::ReadWrite if shared => AttachMode::Shared,
             Access::ReadWrite => AttachMode::Exclusive,
         };
         let request = Attach {
@@ -203,6 +205,7 @@ impl Exports {
             log_bytes: self.config.replay_log_bytes,
             io_deadline: self.config.io_deadline,
             call_timeout: self.config.failover_after.max(CALL_TIMEOUT_MIN),
+            shared,
             ..Settings::default()
         };
         let tokens = Arc::clone(&self.tokens);

@@ -1,7 +1,8 @@
 //! Attachments are facts in arakoon with a generation, fenced like owners (P4).
 //!
 //! An exclusive attachment refuses a second edge by name, unless that one takes over; then the first one's generation is
-//! dead: its queue is dropped before the new edge gets its answer, and whatever it still sends is refused.
+//! dead: its queue is dropped before the new edge gets its answer, and whatever it still sends is refused. Shared
+//! attachments stand beside each other, where a synchronous DTL holds what each was told is done (P5).
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use runtime::clock::boot_now;
 use runtime::peer::Peer;
 use runtime::rpc::Responder;
 use wire::WireError;
+use wire::dtl::DtlMode;
 use wire::facts::{AttachmentMode, AttachmentRecord, AttachmentsRecord, VdiskRecord};
 use wire::router::{Attach, AttachMode, Attached, Detach, code};
 
@@ -47,6 +49,7 @@ const fn spoken(mode: AttachmentMode) -> AttachMode {
 fn decide(
     attach: &Attach,
     old: &AttachmentsRecord,
+    dtl: DtlMode,
 ) -> Result<(AttachmentsRecord, AttachmentRecord), WireError> {
     if let Some(generation) = attach.reclaim {
         let mine = old.live.iter().find(|l| l.generation == generation && l.edge == attach.edge);
@@ -58,28 +61,34 @@ fn decide(
             )),
         };
     }
-    if attach.mode == AttachMode::Shared {
-        let message =
-            "shared attachments need a synchronous DTL, which this vPool doesn't have".to_owned();
+    if attach.mode == AttachMode::Shared && dtl != DtlMode::Sync {
+        let message = format!(
+            "shared attachments need a synchronous DTL, which vDisk {} doesn't have; make one with `vdisk create --dtl sync`",
+            attach.name
+        );
         return Err(WireError::refuse(code::INVALID, message));
     }
     // An edge that comes without its token is a new life of it: its old attachments are over.
     let mut live: Vec<AttachmentRecord> =
         old.live.iter().filter(|l| l.edge != attach.edge).cloned().collect();
-    if attach.mode == AttachMode::Exclusive {
-        let writer = live.iter().find(|l| l.mode != AttachmentMode::ReadOnly);
-        if let Some(writer) = writer {
-            if !attach.take_over {
-                return Err(WireError::refuse(
-                    code::ATTACHED_ELSEWHERE,
-                    format!(
-                        "edge {} ({}) is attached exclusively; detach it, or take over explicitly",
-                        writer.edge_name, writer.edge
-                    ),
-                ));
-            }
-            live.retain(|l| l.mode == AttachmentMode::ReadOnly);
+    let beside = |l: &AttachmentRecord| match attach.mode {
+        AttachMode::ReadOnly => true,
+        AttachMode::Shared => l.mode != AttachmentMode::Exclusive,
+        AttachMode::Exclusive => l.mode == AttachmentMode::ReadOnly,
+    };
+    if let Some(writer) = live.iter().find(|l| !beside(l)) {
+        if !attach.take_over {
+            let how =
+                if writer.mode == AttachmentMode::Shared { "to share it" } else { "exclusively" };
+            return Err(WireError::refuse(
+                code::ATTACHED_ELSEWHERE,
+                format!(
+                    "edge {} ({}) is attached {how}; detach it, or take over explicitly",
+                    writer.edge_name, writer.edge
+                ),
+            ));
         }
+        live.retain(beside);
     }
     let mine = AttachmentRecord {
         edge: attach.edge,
@@ -126,10 +135,15 @@ impl Router {
             return Ok(attached);
         }
         for _ in 0..TRIES {
-            let owner = self.state().serving(vdisk)?.record.clone();
+            let (owner, dtl) = {
+                let mut state = self.state();
+                let serving = state.serving(vdisk)?;
+                let dtl = serving.protection.as_ref().map_or(DtlMode::NoTarget, |p| p.mode);
+                (serving.record.clone(), dtl)
+            };
             let (old, bytes) =
                 self.facts.attachments(vdisk).await.map_err(|error| error.to_wire())?;
-            let (new, mine) = decide(attach, &old)?;
+            let (new, mine) = decide(attach, &old, dtl)?;
             if new != old {
                 match self.facts.change_attachments(&owner, bytes, &new).await {
                     Ok(()) => {}
@@ -211,6 +225,7 @@ impl Router {
             serving.drop_queue_of(generation, &error);
         }
         serving.core.applied_mut().retain(|generation| live.contains(&generation));
+        serving.note_sharing();
     }
 
     pub async fn detach(self: Arc<Self>, detach: Detach, responder: Responder) {
@@ -268,26 +283,46 @@ mod tests {
 
     #[test]
     fn a_second_exclusive_edge_is_refused_by_name_or_takes_over() {
-        let (one, mine) = decide(&attach(1, AttachMode::Exclusive), &empty()).unwrap();
+        let (one, mine) =
+            decide(&attach(1, AttachMode::Exclusive), &empty(), DtlMode::Sync).unwrap();
         assert_eq!(mine.generation, AttachmentGeneration(1));
-        let error = decide(&attach(2, AttachMode::Exclusive), &one).unwrap_err();
+        let error = decide(&attach(2, AttachMode::Exclusive), &one, DtlMode::Sync).unwrap_err();
         assert_eq!(error.code, code::ATTACHED_ELSEWHERE);
         assert!(error.message.contains("edge-1"));
         let over = Attach { take_over: true, ..attach(2, AttachMode::Exclusive) };
-        let (two, mine) = decide(&over, &one).unwrap();
+        let (two, mine) = decide(&over, &one, DtlMode::Sync).unwrap();
         assert_eq!((mine.generation, two.live.len()), (AttachmentGeneration(2), 1));
         let back =
             Attach { reclaim: Some(AttachmentGeneration(1)), ..attach(1, AttachMode::Exclusive) };
-        assert_eq!(decide(&back, &two).unwrap_err().code, code::ATTACHMENT_FENCED);
-        assert_eq!(decide(&back, &one).unwrap().0, one);
+        assert_eq!(decide(&back, &two, DtlMode::Sync).unwrap_err().code, code::ATTACHMENT_FENCED);
+        assert_eq!(decide(&back, &one, DtlMode::Sync).unwrap().0, one);
     }
 
     #[test]
     fn readers_may_stand_beside_a_writer_and_generations_only_grow() {
-        let (one, _) = decide(&attach(1, AttachMode::Exclusive), &empty()).unwrap();
-        let (two, reader) = decide(&attach(2, AttachMode::ReadOnly), &one).unwrap();
+        let (one, _) = decide(&attach(1, AttachMode::Exclusive), &empty(), DtlMode::Sync).unwrap();
+        let (two, reader) = decide(&attach(2, AttachMode::ReadOnly), &one, DtlMode::Sync).unwrap();
         assert_eq!((two.live.len(), reader.generation.0), (2, 2));
-        let (three, again) = decide(&attach(1, AttachMode::Exclusive), &two).unwrap();
+        let (three, again) =
+            decide(&attach(1, AttachMode::Exclusive), &two, DtlMode::Sync).unwrap();
         assert_eq!((three.live.len(), again.generation.0), (2, 3));
+    }
+
+    #[test]
+    fn p5_sharers_stand_beside_each_other_and_beside_no_exclusive_writer() {
+        let shared = attach(1, AttachMode::Shared);
+        let refused = decide(&shared, &empty(), DtlMode::Async).unwrap_err();
+        assert!(refused.message.contains("--dtl sync"), "{refused}");
+        let (one, _) = decide(&shared, &empty(), DtlMode::Sync).unwrap();
+        let (two, _) = decide(&attach(2, AttachMode::Shared), &one, DtlMode::Sync).unwrap();
+        assert_eq!(two.live.len(), 2);
+        let alone = attach(3, AttachMode::Exclusive);
+        let refused = decide(&alone, &two, DtlMode::Sync).unwrap_err();
+        assert!(refused.message.contains("edge-1") && refused.message.contains("share"));
+        let over = Attach { take_over: true, ..alone };
+        let (three, mine) = decide(&over, &two, DtlMode::Sync).unwrap();
+        assert_eq!(three.live, [mine]);
+        let refused = decide(&attach(1, AttachMode::Shared), &three, DtlMode::Sync).unwrap_err();
+        assert!(refused.message.contains("edge-3") && refused.message.contains("exclusively"));
     }
 }

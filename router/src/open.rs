@@ -220,9 +220,11 @@ impl Router {
     fn begin(&self, mut serving: Serving) -> Result<(), OpenError> {
         let live: BTreeSet<_> = serving.attachments.live.iter().map(|l| l.generation).collect();
         serving.core.applied_mut().retain(|generation| live.contains(&generation));
+        // One that shares the vDisk replays nothing that anybody was shown or told (P5).
         let writers =
-            serving.attachments.live.iter().filter(|live| live.mode != AttachmentMode::ReadOnly);
+            serving.attachments.live.iter().filter(|live| live.mode == AttachmentMode::Exclusive);
         serving.awaiting = writers.map(|live| live.generation).collect();
+        serving.note_sharing();
         let (vdisk, epoch) = (serving.core.vdisk(), serving.core.epoch());
         let (last, committed) = (serving.core.last_lsn(), serving.core.committed_lsn());
         let mut state = self.state();

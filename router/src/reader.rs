@@ -296,7 +296,10 @@ impl Router {
     fn may_answer(&self, vdisk: VdiskId) -> bool {
         match self.state().serving(vdisk) {
             Ok(serving) if serving.handing_over => false,
-            Ok(serving) => serving.protection.as_ref().is_none_or(|p| p.right().holds()),
+            Ok(serving) => {
+                let seen = serving.core.last_lsn();
+                serving.protection.as_ref().is_none_or(|p| p.may_show(seen))
+            }
             Err(_) => false,
         }
     }
@@ -306,9 +309,9 @@ impl Router {
     /// # Errors
     /// When the right to read doesn't come in time, or the vDisk isn't served here any more.
     pub async fn wait_to_answer(&self, vdisk: VdiskId) -> Result<(), WireError> {
-        let guard = self.state().serving(vdisk)?.protection.as_ref().map(|p| p.right());
-        if let Some(guard) = guard {
-            guard.wait().await?;
+        let waits_for = self.state().serving(vdisk)?.wait_to_show();
+        if let Some((right, seen)) = waits_for {
+            right.wait(seen).await?;
         }
         // The next owner may serve already: it needs nothing of this one once the record has changed.
         if self.state().serving(vdisk)?.handing_over {

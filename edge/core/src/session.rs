@@ -17,7 +17,7 @@
 //! order of numbers among all changes, so that what a crash in the middle of it leaves is a prefix of what was written.
 //!
 //! **Safety.** Every change stays in the [`log`] until a flush acknowledgement covers its position (P2), or it was
-//! itself acknowledged as durable. At a new owner or incarnation what isn't in the answered set of applied sequences is
+//! itself acknowledged as durable, or acknowledged to one of several edges that share the vDisk (P5: two routers have it). At a new owner or incarnation what isn't in the answered set of applied sequences is
 //! sent again before anything else, then the end of replay is declared, and only then reads and new requests go (P6).
 //! Nothing in that set is ever sent again, so nothing is applied twice (P3).
 //!
@@ -66,6 +66,8 @@ pub struct Settings {
     pub call_timeout: Duration,
     /// How long a read is tried again that the backend can't serve now.
     pub unreadable_patience: Duration,
+    /// Other edges write too: what is acknowledged may be overwritten by them and is never sent again (P5).
+    pub shared: bool,
 }
 
 impl Default for Settings {
@@ -77,6 +79,7 @@ impl Default for Settings {
             io_deadline: None,
             call_timeout: Duration::from_secs(60),
             unreadable_patience: Duration::from_secs(5),
+            shared: false,
         }
     }
 }

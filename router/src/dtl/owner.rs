@@ -12,10 +12,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use model::{Epoch, Lsn, Now, RouterId, VdiskId};
-pub use router_core::dtl::owner::Session;
 use router_core::dtl::owner::{
     Acks, Effect, Failure, FromTarget, Opening, Owner, ReadRight, RequestId, ToTarget,
 };
+pub use router_core::dtl::owner::{Session, Writers};
 use router_core::dtl::records::{Outgoing, outgoing};
 use router_core::log::pool::Entry;
 use runtime::clock::boot_now;
@@ -135,6 +135,21 @@ impl DtlOwner {
     #[must_use]
     pub fn acks(&self) -> Acks {
         self.shared.view.borrow().acks
+    }
+
+    /// Edges came or went.
+    pub fn set_writers(&self, writers: Writers) {
+        self.shared.tell(|inner, _| inner.core.set_writers(writers));
+    }
+
+    /// Waits until everything through `lsn` is elsewhere too, at most `patience`.
+    pub async fn wait_written(&self, lsn: Lsn, patience: Duration) -> bool {
+        let mut view = self.watch();
+        let written = view.wait_for(|view| lsn <= view.acks.write || view.fenced);
+        match tokio::time::timeout(patience, written).await {
+            Ok(Ok(view)) => lsn <= view.acks.write,
+            Ok(Err(_)) | Err(_) => false,
+        }
     }
 
     /// Changes of what may be acknowledged or read.

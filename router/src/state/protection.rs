@@ -18,10 +18,11 @@ use runtime::clock::boot_now;
 use runtime::rpc::Responder;
 use wire::WireError;
 use wire::dtl::{DtlMode, DtlState};
+use wire::facts::AttachmentMode;
 use wire::router::{Applied, Flushed, code};
 
 use super::{Serving, Slot, State};
-use crate::dtl::owner::{DtlOwner, Session};
+use crate::dtl::owner::{DtlOwner, Session, Writers};
 
 /// How long a read waits for its right.
 const READ_PATIENCE: Duration = Duration::from_secs(2);
@@ -60,6 +61,8 @@ pub struct Protection {
     /// The session under which the vDisk was opened; another one gives no right (P17).
     pub lease: Arc<Lease>,
     pub mode: DtlMode,
+    /// With several, each may see what another has written.
+    writers: Writers,
     /// Records placed and not synced yet: (LSN, log position behind it).
     unsynced: VecDeque<(Lsn, u64)>,
     waiting: Vec<Waiter>,
@@ -80,7 +83,13 @@ impl Protection {
         mode: DtlMode,
         unsynced: Vec<(Lsn, u64)>,
     ) -> Self {
-        Self { owner, lease, mode, unsynced: unsynced.into(), waiting: Vec::new() }
+        let (writers, unsynced, waiting) = (Writers::One, unsynced.into(), Vec::new());
+        Self { owner, lease, mode, writers, unsynced, waiting }
+    }
+
+    pub fn set_writers(&mut self, writers: Writers) {
+        self.writers = writers;
+        self.owner.set_writers(writers);
     }
 
     /// A record has its place in the own log.
@@ -127,7 +136,7 @@ impl Protection {
 
     /// Only the backend can give what is waited for (P13, P14).
     fn wants_backend(&self) -> bool {
-        self.waiting.iter().any(|waiter| waiter.need != Need::Written)
+        self.waiting.iter().any(|w| self.writers == Writers::Several || w.need != Need::Written)
             && self.owner.state() != DtlState::InSync
     }
 
@@ -140,6 +149,12 @@ impl Protection {
     #[must_use]
     pub fn right(&self) -> Right {
         Right { owner: Arc::clone(&self.owner), lease: Arc::clone(&self.lease) }
+    }
+
+    /// Whether what was read when `seen` was the last LSN may be answered: nobody may see what could still be lost (P5).
+    #[must_use]
+    pub fn may_show(&self, seen: Lsn) -> bool {
+        (self.writers == Writers::One || seen <= self.owner.acks().write) && self.right().holds()
     }
 }
 
@@ -160,11 +175,17 @@ impl Right {
         self.owner.may_read(boot_now(), self.session())
     }
 
-    /// Waits for it.
+    /// Waits for it, and first until everything through `seen` is elsewhere too.
     ///
     /// # Errors
     /// When it doesn't come in time: the reader asks again, here or elsewhere.
-    pub async fn wait(&self) -> Result<(), WireError> {
+    pub async fn wait(&self, seen: Option<Lsn>) -> Result<(), WireError> {
+        if let Some(seen) = seen
+            && !self.owner.wait_written(seen, READ_PATIENCE).await
+        {
+            let message = "what was read isn't safe from the loss of this router yet";
+            return Err(WireError::retry(code::RECOVERING, message));
+        }
         if self.owner.wait_to_read(|| self.session(), READ_PATIENCE).await {
             return Ok(());
         }
@@ -174,6 +195,28 @@ impl Right {
 }
 
 impl Serving {
+    /// What a read that was gathered now waits for: the right to serve, and through which LSN all must be elsewhere too.
+    #[must_use]
+    pub fn wait_to_show(&mut self) -> Option<(Right, Option<Lsn>)> {
+        let protection = self.protection.as_ref()?;
+        let seen = (protection.writers == Writers::Several).then(|| self.core.last_lsn());
+        let right = protection.right();
+        if seen.is_some() && protection.owner.state() != DtlState::InSync {
+            self.core.seal();
+            self.committer.notify_one();
+        }
+        Some((right, seen))
+    }
+
+    /// The attachments changed.
+    pub fn note_sharing(&mut self) {
+        let shared = self.attachments.live.iter().any(|live| live.mode == AttachmentMode::Shared);
+        let writers = if shared { Writers::Several } else { Writers::One };
+        if let Some(protection) = &mut self.protection {
+            protection.set_writers(writers);
+        }
+    }
+
     /// Answers whom the DTL covers now; what only the backend can cover goes there.
     pub fn tend(&mut self) {
         let Some(protection) = &mut self.protection else { return };

@@ -128,6 +128,7 @@ pub fn settings() -> Settings {
         io_deadline: None,
         call_timeout: Duration::from_secs(60),
         unreadable_patience: Duration::from_secs(24 * 3600),
+        shared: false,
     }
 }
 

@@ -62,7 +62,11 @@ impl<T> Session<T> {
             self.log.forget(seq);
         } else {
             self.acknowledged = self.acknowledged.max(lsn);
-            self.note_unflushed(now);
+            if self.settings.shared {
+                self.log.forget(seq);
+            } else {
+                self.note_unflushed(now);
+            }
         }
         if let Some(op) = op {
             self.piece_done(op, Ok(()));

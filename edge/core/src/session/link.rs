@@ -102,14 +102,14 @@ impl<T> Session<T> {
             }
             (State::Due | State::Sent | State::Resting, true) => {
                 let op = entry.op.take();
-                let durable = Self::is_safe_by_itself(entry.durability);
+                let alone = !Self::is_safe_by_itself(entry.durability) && !self.settings.shared;
                 entry.acknowledged = true;
                 self.log.set_state(seq, State::Applied(Lsn::ZERO));
                 self.note_unflushed(now);
                 match op {
-                    // It is applied, but whether durably isn't known: a flush makes sure (L2).
-                    Some(op) if durable => self.flush_waiters.push(op),
-                    Some(op) => self.piece_done(op, Ok(())),
+                    Some(op) if alone => self.piece_done(op, Ok(())),
+                    // It is applied, but whether durably, or at one place only, isn't known: a flush makes sure (L2, P5).
+                    Some(op) => self.flush_waiters.push(op),
                     None => {}
                 }
             }

@@ -155,6 +155,38 @@ fn p2_a_flush_ack_forgets_only_what_it_covers() {
     assert_eq!(play.under_way(), [2], "the write that no flush covers is replayed");
 }
 
+#[test]
+fn p5_who_shares_a_vdisk_sends_nothing_again_that_was_acknowledged() {
+    let mut play = Play::live_with(Settings { shared: true, ..Settings::default() });
+    play.write(1, 0, NORMAL);
+    play.applied(1, 1, 10);
+    assert_eq!(play.replies, [(1, Ok(Outcome::Done))]);
+    play.write(2, 5000, NORMAL);
+    play.write(3, 9000, NORMAL);
+    // The next owner has the second, and lacks the first: another edge may have written there since.
+    play.attach(2, &[2]);
+    assert_eq!(play.under_way(), [3]);
+    play.applied(3, 2, 12);
+    play.finish_replay();
+    // It may be at one place only.
+    assert!(!play.replies.contains(&(2, Ok(Outcome::Done))));
+    let flush = play.take_flush();
+    play.flushed(flush, 2, 12);
+    assert!(play.replies.contains(&(2, Ok(Outcome::Done))));
+    assert!(play.session.is_quiet());
+}
+
+#[test]
+fn p5_a_flush_of_one_that_shares_covers_what_it_was_told_before() {
+    let mut play = Play::live_with(Settings { shared: true, ..Settings::default() });
+    play.write(1, 0, NORMAL);
+    play.applied(1, 1, 10);
+    play.submit(Op::Flush, 2);
+    let flush = play.take_flush();
+    play.flushed(flush, 1, 9);
+    assert_eq!(play.relinks, 1, "short of an acknowledged write");
+}
+
 /// "An unacknowledged W1 was applied and read, W2 over it was flushed, the owner dies, W1 is applied again over W2."
 /// h_03.
 #[test]

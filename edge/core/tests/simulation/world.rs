@@ -84,6 +84,7 @@ impl World {
             io_deadline: None,
             call_timeout: Duration::from_secs(60),
             unreadable_patience: Duration::from_secs(3600),
+            shared: false,
         };
         Self {
             random: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,

@@ -27,7 +27,7 @@ mod avoid;
 mod member;
 
 pub use ask::{
-    Acks, Effect, Failure, FromTarget, Proposed, ReadRight, RequestId, Session, ToTarget,
+    Acks, Effect, Failure, FromTarget, Proposed, ReadRight, RequestId, Session, ToTarget, Writers,
 };
 use avoid::Avoided;
 use member::{Member, Outstanding, Stage};
@@ -199,6 +199,11 @@ impl Owner {
     /// Somebody waits until this is flushed.
     pub fn want_flush(&mut self, lsn: Lsn) {
         self.flush_wanted = self.flush_wanted.max(lsn.min(self.last));
+    }
+
+    /// Edges came or went. What was acknowledged stays so.
+    pub const fn set_writers(&mut self, writers: Writers) {
+        self.name.strict = matches!(writers, Writers::Several);
     }
 
     /// Somebody reads.

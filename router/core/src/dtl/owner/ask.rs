@@ -89,6 +89,14 @@ pub struct Acks {
     pub flush: Lsn,
 }
 
+/// How many edges may write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Writers {
+    One,
+    /// None of them replays what it was told is done, so that must be elsewhere too, whatever the state (P5).
+    Several,
+}
+
 /// What the right to serve rests on: to answer reads, and to acknowledge writes that nobody else has yet (P16, L4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReadRight {
