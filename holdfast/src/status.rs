@@ -156,13 +156,14 @@ impl Gatherer {
             let client = self.clients.get(&owner).filter(|_| answers).cloned();
             let vdisk = vdisk.clone();
             asked.spawn(async move {
-                let state = vdisk_state(&vdisk, client.as_ref()).await;
+                let (state, dtl) = vdisk_state(&vdisk, client.as_ref()).await;
                 VdiskReport {
                     name: vdisk.name,
                     size: vdisk.size_bytes,
                     owner,
                     epoch: vdisk.epoch.0,
                     state,
+                    dtl,
                 }
             });
         }
@@ -172,28 +173,36 @@ impl Gatherer {
     }
 }
 
-/// As its owner says it.
-async fn vdisk_state(vdisk: &VdiskRecord, owner: Option<&Client>) -> String {
+/// As its owner says it: how it is served, and how the second copy of its log is.
+async fn vdisk_state(vdisk: &VdiskRecord, owner: Option<&Client>) -> (String, Option<String>) {
     if vdisk.deleting {
-        return "deleting".to_owned();
+        return ("deleting".to_owned(), None);
     }
-    let Some(owner) = owner else { return "owner down".to_owned() };
+    let Some(owner) = owner else { return ("owner down".to_owned(), None) };
     let show = router::VdiskName { name: vdisk.name.clone() };
     let shown = call::<_, router::VdiskInfo>(owner, router::method::SHOW_VDISK, &show, LIMIT);
-    match tokio::time::timeout(LIMIT, shown).await {
+    let word = match tokio::time::timeout(LIMIT, shown).await {
         Ok(Ok(info)) => {
             let details: serde_json::Value =
                 serde_json::from_str(&info.details_json).unwrap_or_default();
-            details["state"].as_str().unwrap_or("serving").to_owned()
+            return states_of(&details);
         }
         Ok(Err(error)) => match error.code() {
-            Some(router::code::RECOVERING) => "recovering".to_owned(),
-            Some(router::code::GAP) => "needs a decision".to_owned(),
-            Some(router::code::NOT_OWNER) => "moving".to_owned(),
-            _ => "unavailable".to_owned(),
+            Some(router::code::RECOVERING) => "recovering",
+            Some(router::code::GAP) => "needs a decision",
+            Some(router::code::NOT_OWNER) => "moving",
+            _ => "unavailable",
         },
-        Err(_) => "unresponsive".to_owned(),
-    }
+        Err(_) => "unresponsive",
+    };
+    (word.to_owned(), None)
+}
+
+/// A router says nothing of a DTL where there shall be none.
+fn states_of(details: &serde_json::Value) -> (String, Option<String>) {
+    let state = details["state"].as_str().unwrap_or("serving").to_owned();
+    let dtl = details["dtl"]["dtl_state"].as_str().unwrap_or("standalone").to_owned();
+    (state, Some(dtl))
 }
 
 async fn within<T, E>(answer: impl Future<Output = Result<T, E>>) -> Option<T> {

@@ -37,7 +37,7 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// `HOLDFAST_DTL=sync` gives every cluster of the tests a DTL of this mode.
+    /// `HOLDFAST_DTL=none` gives every cluster of the tests a DTL of this mode.
     fn default() -> Self {
         let dtl = std::env::var("HOLDFAST_DTL").ok();
         let up = dtl.into_iter().flat_map(|mode| ["--dtl".to_owned(), mode]).collect();

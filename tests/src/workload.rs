@@ -36,11 +36,13 @@ pub struct Load {
     pub depth: usize,
     /// Pause between requests of a connection; zero is as fast as it goes.
     pub pace: Duration,
+    /// Reads and writes of one cluster each, anywhere, and nothing else.
+    pub clusters: bool,
 }
 
 impl Default for Load {
     fn default() -> Self {
-        Self { seed: 1, connections: 3, depth: 8, pace: Duration::ZERO }
+        Self { seed: 1, connections: 3, depth: 8, pace: Duration::ZERO, clusters: false }
     }
 }
 
@@ -247,7 +249,8 @@ impl Worker {
                 return Ok(Ended::Stopped);
             }
             while !stopping && self.flying.len() < load.depth {
-                if let Err(error) = self.submit() {
+                let sent = if load.clusters { self.submit_cluster() } else { self.submit() };
+                if let Err(error) = sent {
                     return Ok(Ended::Lost(error.to_string()));
                 }
                 if !load.pace.is_zero() {
@@ -281,8 +284,21 @@ impl Worker {
         }
     }
 
+    fn submit_cluster(&mut self) -> std::io::Result<()> {
+        let place = Place { unit: self.random.below(self.units / 8) * 8, count: 8 };
+        if self.random.below(2) == 0 {
+            return self.write_to(Command::Write, place);
+        }
+        let began = lock(&self.history).now();
+        self.send(Command::Read, place, &[], Flying::Read { began, unit: place.unit })
+    }
+
     fn write(&mut self, command: Command) -> std::io::Result<()> {
-        let Place { unit, count } = self.place();
+        let place = self.place();
+        self.write_to(command, place)
+    }
+
+    fn write_to(&mut self, command: Command, Place { unit, count }: Place) -> std::io::Result<()> {
         let operation = lock(&self.history).begin(Effect::Write, unit..unit + count);
         let mut data = vec![0; usize::try_from(count).expect("small") * UNIT];
         for (unit, bytes) in (unit..).zip(data.chunks_exact_mut(UNIT)) {

@@ -120,11 +120,14 @@ impl Drop for ReadOnly<'_> {
 /// h_20.
 #[test]
 fn taken_ports_directories_and_wrong_certificates_harm_nobody() -> anyhow::Result<()> {
-    let mut cluster =
-        Cluster::start(Options::default().with(&SMALL).with(&["--transport", "tls"]))?;
+    let options = Options { up: Vec::new(), ..Options::default() }.with(&SMALL);
+    let mut cluster = Cluster::start(options.with(&["--transport", "tls", "--dtl", "sync"]))?;
     let data = Pattern { seed: 1, offset: 0, mib: 8 };
     data.write(&cluster.target("demo"))?;
     let mut steps = Steps::default();
+    steps.step("a DTL without a second router is missed, and flushes work", || {
+        says_of_its_dtl(&cluster, "degraded")
+    });
     steps.step("a second up on the directory", || {
         let nbd = format!("127.0.0.1:{}", free_port()?);
         let outcome = up(&cluster.dir(), &["--nbd", &nbd])?;
@@ -150,6 +153,12 @@ fn taken_ports_directories_and_wrong_certificates_harm_nobody() -> anyhow::Resul
         data.check(&cluster.target("demo"))
     });
     steps.done()
+}
+
+fn says_of_its_dtl(cluster: &Cluster, word: &str) -> anyhow::Result<()> {
+    let status = cluster.status()?;
+    ensure!(status["vdisks"][0]["dtl"] == word, "not {word}: {status}");
+    Connection::open(&cluster.target("demo"))?.flush()
 }
 
 /// Stops the cluster, starts it with another certificate for the ASD, and puts the right one back.
@@ -229,7 +238,10 @@ fn fill(cluster: &Cluster, stop: &AtomicBool, written: &AtomicU64) -> anyhow::Re
 #[test]
 fn a_full_write_log_slows_writes_and_refuses_none() -> anyhow::Result<()> {
     let log = ["--log-segments", "4", "--log-segment-size", "8MiB", "--no-restart"];
-    let cluster = Cluster::start(Options::default().with(&SMALL).with(&log))?;
+    let options = Options { up: Vec::new(), ..Options::default() };
+    let cluster = Cluster::start(options.with(&SMALL).with(&log))?;
+    // P14: a router alone copies its log to nobody.
+    says_of_its_dtl(&cluster, "standalone")?;
     let verifier = Verifier::new(cluster.target("demo"), 3, 64 << 20);
     let going = verifier.start(&Load { connections: 2, ..Load::default() })?;
     wait_until(LIMIT, "some load", || Ok(100 < Counts::get(&verifier.counts().writes)))?;

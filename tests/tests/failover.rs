@@ -1,4 +1,5 @@
-//! A vDisk's owner is killed, or sleeps, under a verifying load; with a DTL another router goes on.
+//! A vDisk's owner is killed, or sleeps, under a verifying load; with the DTL that clusters have unless told otherwise,
+//! another router goes on.
 //!
 //! Invariant: the client sees no error, nothing acknowledged is missing (L1), and an owner that slept serves nothing stale
 //! and withdraws by itself (L3, P16).
@@ -21,7 +22,7 @@ const LEEWAY: Duration = Duration::from_millis(1500);
 #[test]
 fn a_killed_or_sleeping_owner_is_replaced_under_load_and_nothing_is_lost() -> anyhow::Result<()> {
     let options = Options { vdisks: vec![("demo", "1GiB")], up: Vec::new() };
-    let cluster = Cluster::start(options.with(&["--no-restart", "--dtl", "sync"]))?;
+    let cluster = Cluster::start(options.with(&["--no-restart"]))?;
     let verifier = Verifier::new(cluster.target("demo"), 7, BYTES);
     let mut steps = Steps::default();
     steps.step(

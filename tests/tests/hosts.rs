@@ -64,7 +64,13 @@ impl Scene {
     /// A gentle load, so that what is measured isn't the machine.
     fn load(&self, seed: u64) -> anyhow::Result<Going> {
         wait_in_sync(&self.spread.cluster)?;
-        let load = Load { seed, connections: 2, depth: 4, pace: Duration::from_millis(2) };
+        let load = Load {
+            seed,
+            connections: 2,
+            depth: 4,
+            pace: Duration::from_millis(2),
+            ..Load::default()
+        };
         let going = self.verifier.start(&load)?;
         progress(&self.verifier, &going, ENOUGH)?;
         Ok(going)

@@ -90,6 +90,8 @@ pub struct VdiskReport {
     pub owner: String,
     pub epoch: u64,
     pub state: String,
+    /// Of the second copy of its log, as the owner says it; `standalone`: there shall be none; `None`: nobody says.
+    pub dtl: Option<String>,
 }
 
 /// How a process is, from its answer or the lack of one.

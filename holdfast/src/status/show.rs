@@ -97,16 +97,26 @@ fn note(process: &ProcessReport) -> String {
 }
 
 fn vdisks(report: &Report, paint: Paint) -> String {
-    let mut table = Table::new(&["VDISK", "STATE", "SIZE", "OWNER", "EPOCH"]);
+    let mut table = Table::new(&["VDISK", "STATE", "DTL", "SIZE", "OWNER", "EPOCH"]);
     for vdisk in &report.vdisks {
         let tone = if vdisk.state == "serving" { Tone::Good } else { Tone::Warn };
         table.row(vec![
             Cell::plain(vdisk.name.as_str()),
             Cell::toned(vdisk.state.as_str(), tone),
+            Cell::toned(vdisk.dtl.as_deref().unwrap_or("-"), dtl_tone(vdisk.dtl.as_deref())),
             Cell::plain(ByteSize(vdisk.size).to_string()),
             Cell::plain(vdisk.owner.as_str()),
             Cell::plain(vdisk.epoch.to_string()),
         ]);
     }
     table.render(paint)
+}
+
+/// A flush that is at one place only, or waits for the backend, is something to know.
+fn dtl_tone(dtl: Option<&str>) -> Tone {
+    match dtl {
+        Some("in-sync") => Tone::Good,
+        Some("degraded") => Tone::Bad,
+        Some(_) | None => Tone::Warn,
+    }
 }

@@ -52,7 +52,7 @@ pub struct Wanted {
     #[arg(long, value_enum)]
     pub encryption: Option<Encryption>,
 
-    /// Copy of each vDisk's write log at another router [default: none]
+    /// Copy of each vDisk's write log at another router [default: sync, and none where there is one router]
     #[arg(long, value_enum)]
     pub dtl: Option<Dtl>,
 
@@ -169,7 +169,7 @@ pub fn new_cluster(
         policy: Parsed(policy),
         compression: wanted.compression.unwrap_or(Compression::Adaptive),
         encryption: wanted.encryption.unwrap_or(Encryption::Aes256Gcm),
-        dtl: wanted.dtl.unwrap_or_default(),
+        dtl: wanted.dtl.unwrap_or_else(|| default_dtl(&counts)),
         asd_capacity_bytes: wanted.asd_capacity.map(|size| size.0),
         log_segments: wanted.log_segments,
         log_segment_size_bytes: wanted.log_segment_size.map(|size| size.0),
@@ -205,6 +205,12 @@ pub fn fair_share(free_bytes: u64, asds: Option<u16>) -> Option<ByteSize> {
     const UNIT: u64 = 64 << 20;
     let share = free_bytes / 10 * 8 / u64::from(asds.unwrap_or(ASDS_DEFAULT).max(1));
     Some(ByteSize(share / UNIT * UNIT)).filter(|share| share.0 > 0)
+}
+
+/// A flush at one place only is nobody's wish where there is a second one; a router alone has nobody to copy to (P14).
+fn default_dtl(counts: &[(ProcessRole, u16)]) -> Dtl {
+    let routers = counts.iter().find(|(role, _)| *role == ProcessRole::Router);
+    if routers.is_some_and(|(_, count)| 1 < *count) { Dtl::Sync } else { Dtl::None }
 }
 
 fn counts(wanted: &Wanted) -> Result<[(ProcessRole, u16); 5], PlanError> {

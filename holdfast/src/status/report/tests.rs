@@ -162,6 +162,7 @@ fn json_has_the_fields_that_scripts_rely_on() {
             owner: "router-1".into(),
             epoch: 3,
             state: "serving".into(),
+            dtl: Some("in-sync".into()),
         }],
     };
     let json = serde_json::to_value(&report).unwrap();
@@ -177,7 +178,10 @@ fn json_has_the_fields_that_scripts_rely_on() {
     assert_eq!(json["backend"]["health"], "healthy");
     assert_eq!(
         json["vdisks"][0],
-        json!({"name": "demo", "size": 4096, "owner": "router-1", "epoch": 3, "state": "serving"})
+        json!({
+            "name": "demo", "size": 4096, "owner": "router-1", "epoch": 3, "state": "serving",
+            "dtl": "in-sync",
+        })
     );
 }
 

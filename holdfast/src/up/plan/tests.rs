@@ -26,6 +26,23 @@ fn a_cluster_of_defaults_has_fourteen_processes_on_unix_sockets() {
 }
 
 #[test]
+fn p14_logs_are_copied_wherever_there_is_a_second_router() {
+    for (routers, dtl, made) in [
+        (None, None, Dtl::Sync),
+        (Some(2), None, Dtl::Sync),
+        (Some(3), Some(Dtl::Async), Dtl::Async),
+        (Some(2), Some(Dtl::None), Dtl::None),
+        (Some(1), None, Dtl::None),
+        (Some(1), Some(Dtl::Sync), Dtl::Sync),
+    ] {
+        let wanted = Wanted { routers, dtl, ..Wanted::default() };
+        let cluster = plan(&wanted, Path::new("/data")).unwrap();
+        assert_eq!(cluster.choices.dtl, made, "{routers:?} {dtl:?}");
+        assert_eq!(contradiction(&wanted, &cluster), None);
+    }
+}
+
+#[test]
 fn ports_are_never_given_twice() {
     for transport in [Transport::Tcp, Transport::Tls] {
         let wanted = Wanted { transport: Some(transport), ..Wanted::default() };
