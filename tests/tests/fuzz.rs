@@ -13,6 +13,7 @@
 mod fuzz {
     pub mod asd;
     pub mod config;
+    pub mod dtl;
     pub mod entries;
     pub mod mutate;
     pub mod nbd;
@@ -131,4 +132,24 @@ fn the_kept_corpus_is_what_the_encoders_write() {
 fn damage_to_configurations_is_named_or_harmless() {
     let count = if holdfast_tests::soak() { 6_000 } else { 500 };
     assert!(count / 2 < fuzz::config::damage_configurations(count));
+}
+
+/// A message that nobody attacks is forgotten easily: each is in the list, or part of one that is.
+#[test]
+fn every_message_is_attacked() {
+    let wire = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../crates/wire/src");
+    let entries = include_str!("fuzz/entries.rs");
+    let files = ["arakoon", "asd", "dtl", "facts", "proxy", "router"];
+    let read = |file| std::fs::read_to_string(wire.join(file).with_extension("rs")).unwrap();
+    let text: String = files.into_iter().map(read).collect();
+    let lines = || text.lines().map(str::trim);
+    let structs = lines().filter_map(|line| line.strip_prefix("pub struct "));
+    let names: Vec<&str> = structs.filter_map(|rest| rest.split([' ', '(', '<']).next()).collect();
+    assert!(100 < names.len(), "the messages aren't found");
+    for name in names {
+        let is_word = |text: &str| text.split(|c: char| !c.is_alphanumeric()).any(|w| w == name);
+        let mut fields = lines().filter(|line| line.starts_with("pub ") && line.contains(": "));
+        let attacked = entries.contains(&format!("::{name}>")) || fields.any(is_word);
+        assert!(attacked, "add {name} to MESSAGES or the records in fuzz/entries.rs");
+    }
 }

@@ -23,6 +23,9 @@ pub const TARGETS: &[Target] = &[
     Target { name: "nbd_request", run: super::nbd::fuzz_request },
     Target { name: "log_record", run: super::router::fuzz_log_record },
     Target { name: "log_segment", run: super::router::fuzz_log_segment },
+    Target { name: "dtl_run", run: super::dtl::fuzz_run },
+    Target { name: "dtl_chunk", run: super::dtl::fuzz_chunk },
+    Target { name: "dtl_promises", run: super::dtl::fuzz_promises },
     Target { name: "sco", run: super::router::fuzz_sco },
     Target { name: "tlog", run: super::router::fuzz_tlog },
     Target { name: "page", run: super::router::fuzz_page },
@@ -96,7 +99,7 @@ pub fn raft_message_decodes(bytes: Bytes) -> Result<(), DecodeError> {
 
 /// Every message that crosses a socket, and the hello before them.
 pub const MESSAGES: &[MessageKind] = {
-    use wire::{arakoon as a, asd as d, common as c, proxy as p, router as r};
+    use wire::{arakoon as a, asd as d, common as c, dtl as t, proxy as p, router as r};
     &[
         kind::<c::Hello>(),
         kind::<c::Status>(),
@@ -166,6 +169,28 @@ pub const MESSAGES: &[MessageKind] = {
         kind::<a::SessionList>(),
         kind::<a::ChangesAsk>(),
         kind::<a::Changes>(),
+        kind::<r::Transfer>(),
+        kind::<r::Transferred>(),
+        kind::<r::SetStanding>(),
+        kind::<r::Adoption>(),
+        kind::<r::Contest>(),
+        kind::<r::Contested>(),
+        kind::<r::MapCopies>(),
+        kind::<t::Open>(),
+        kind::<t::Create>(),
+        kind::<t::Opened>(),
+        kind::<t::Append>(),
+        kind::<t::Appended>(),
+        kind::<t::Sync>(),
+        kind::<t::Synced>(),
+        kind::<t::Renew>(),
+        kind::<t::Renewed>(),
+        kind::<t::Trim>(),
+        kind::<t::Seal>(),
+        kind::<t::Sealed>(),
+        kind::<t::ReadRecords>(),
+        kind::<t::Records>(),
+        kind::<t::LogList>(),
     ]
 };
 

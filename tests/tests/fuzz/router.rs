@@ -17,7 +17,7 @@ use super::entries::{crc32c, sealed_at_the_end};
 const LOG: LogId = LogId(0xfeed);
 
 /// A header with its checksum made right.
-fn sealed_header(data: &[u8]) -> Vec<u8> {
+pub fn sealed_header(data: &[u8]) -> Vec<u8> {
     let mut out = data.to_vec();
     let len = data.get(8..12).map_or(0, |len| u32::from_le_bytes(len.try_into().expect("4 bytes")));
     let len = model::usize_of(len.into());

@@ -31,6 +31,9 @@ pub fn samples(target: &str) -> Vec<Vec<u8>> {
         "nbd_request" => vec![requests()],
         "log_record" => vec![write(3 << 15, 0, 9).0, list(1 << 15, 0)],
         "log_segment" => vec![log_segment()],
+        "dtl_run" => vec![[&[2][..], &dtl_run()].concat()],
+        "dtl_chunk" => vec![dtl_chunk()],
+        "dtl_promises" => vec![dtl_promises()],
         "sco" => vec![sco()],
         "tlog" => vec![tlog().encode(), meta().encode().to_vec()],
         "page" => vec![page()],
@@ -96,6 +99,52 @@ fn messages() -> Vec<Vec<u8>> {
     (0..).zip(MESSAGES).map(one).collect()
 }
 
+fn dtl_entry(lsn: u64, op: Op, payload: Bytes) -> router_core::log::pool::Entry {
+    router_core::log::pool::Entry {
+        copied: false,
+        vdisk: super::dtl::VDISK,
+        epoch: Epoch(2),
+        lsn: Lsn(lsn),
+        generation: AttachmentGeneration(1),
+        seq: RequestSeq(lsn),
+        last: true,
+        op,
+        cluster: Cluster(lsn),
+        count: 1,
+        checksums: if payload.is_empty() { Vec::new() } else { vec![crc32c(&payload)] },
+        payload,
+    }
+}
+
+fn dtl_run() -> Vec<u8> {
+    let write = dtl_entry(5, Op::Write, vec![5; 4096].into());
+    let trim = dtl_entry(6, Op::Trim, Bytes::new());
+    let records = [write, trim].map(|entry| router_core::dtl::records::outgoing(&entry));
+    records.into_iter().flat_map(|record| [record.header, record.payload].concat()).collect()
+}
+
+fn dtl_chunk() -> Vec<u8> {
+    use router_core::dtl::block::Header;
+    let run = dtl_run();
+    let header = |offset, previous_end, synced| {
+        let (nonce, chunk, first, len) = (0xfeed, 3, Lsn(5), model::u32_of(run.len()));
+        Header { nonce, chunk, offset, previous_end, first, synced: Lsn(synced), len }.bytes()
+    };
+    let mut chunk = [&header(0, 0, 0)[..], &run].concat();
+    let end = model::u64_of(chunk.len());
+    chunk.resize(8192, 0);
+    chunk.extend(header(8192, end, 6));
+    chunk.extend(&run);
+    chunk
+}
+
+fn dtl_promises() -> Vec<u8> {
+    use router_core::dtl::block::{LogPromise, Promises};
+    let generation = model::DtlGeneration(2);
+    let log = LogPromise { generation, epoch: Epoch(3), nonce: 4, base: Lsn(5), failed: true };
+    Promises { fence: Epoch(6), logs: vec![log] }.to_file().to_vec()
+}
+
 fn frame(body: &[u8]) -> Vec<u8> {
     use wire::frame::{FrameHeader, FrameKind, FrameMeta};
     let meta = FrameMeta { kind: FrameKind::Request, method: 3, request: 7, deadline_ms: 100 };
@@ -104,7 +153,7 @@ fn frame(body: &[u8]) -> Vec<u8> {
 
 fn facts() -> Vec<Vec<u8>> {
     use wire::facts as f;
-    let kinds: [fn(Bytes) -> Result<(), DecodeError>; 8] = [
+    let kinds: [fn(Bytes) -> Result<(), DecodeError>; 11] = [
         record::<f::OsdRecord>,
         record::<f::PresetRecord>,
         record::<f::BackendRecord>,
@@ -113,6 +162,9 @@ fn facts() -> Vec<Vec<u8>> {
         record::<f::VdiskRecord>,
         record::<f::AttachmentsRecord>,
         record::<alba_proxy_core::namespace::HeadMeta>,
+        record::<f::VpoolDtl>,
+        record::<f::DtlRecord>,
+        record::<f::ContestRecord>,
     ];
     let mut all: Vec<Vec<u8>> = (0..).zip(kinds).map(|(seed, kind)| grown(&kind, seed)).collect();
     all.push(alba_proxy_core::namespace::head_to_bytes(object()).to_vec());
