@@ -26,7 +26,7 @@ const AGE_STEP: Duration = Duration::from_secs(1);
 const EXPIRE_AGAIN: Duration = Duration::from_secs(1);
 /// A new leader, and one that was deaf, first lets holders be heard that had nobody to talk to.
 const GRACE: Duration = Duration::from_millis(1500);
-/// A leader that wasn't told the time for so long was deaf.
+/// A leader that wasn't told the time for so long was deaf. While it listens, a pause counts for this much at most.
 const DEAF: Duration = Duration::from_millis(500);
 /// A TTL is lengthened by 1/32: two clocks that are 1 % wrong each, one fast and one slow, disagree by less.
 const DRIFT_SHARE: u32 = 32;
@@ -59,8 +59,8 @@ impl Heard {
 pub struct SessionClock {
     heard: BTreeMap<Bytes, Heard>,
     told: Option<Now>,
-    /// Nothing expires before, on a leader; `None` when not leading.
-    leading_from: Option<Now>,
+    /// How much longer a leader listens before anything expires; `None` when not leading.
+    grace: Option<Duration>,
     aged: Option<Now>,
     expired: Option<Now>,
 }
@@ -70,20 +70,16 @@ impl SessionClock {
     pub fn tick_following(&mut self, now: Now, table: &TtlTable) {
         self.follow(now, table);
         self.told = Some(now);
-        (self.leading_from, self.aged, self.expired) = (None, None, None);
+        (self.grace, self.aged, self.expired) = (None, None, None);
     }
 
     /// A tick of a leader: what it should put into the log now.
     pub fn tick_leading(&mut self, now: Now, table: &TtlTable) -> Vec<LeaderEntry> {
         self.follow(now, table);
-        let deaf = self.told.replace(now).is_none_or(|told| now.since(told) >= DEAF);
-        let quiet = self.leading_from.is_none() || deaf;
-        let from = match self.leading_from {
-            Some(from) if !quiet => from,
-            Some(_) | None => *self.leading_from.insert(now.plus(GRACE)),
-        };
+        let gap = self.told.replace(now).map_or(DEAF, |told| now.since(told));
+        let grace = self.listen(gap);
         let mut entries = Vec::new();
-        if from <= now && is_due(self.expired, now, EXPIRE_AGAIN) {
+        if grace.is_zero() && is_due(self.expired, now, EXPIRE_AGAIN) {
             let expired = self.expired(now, table);
             if !expired.is_empty() {
                 self.expired = Some(now);
@@ -98,6 +94,21 @@ impl SessionClock {
             }
         }
         entries
+    }
+
+    /// How much of the grace is left `gap` after the last tick.
+    ///
+    /// A gap begins a grace but never lengthens one that runs: a leader whose every sync takes longer than [`DEAF`] would
+    /// listen for ever, and the vDisks of dead owners would never be claimed. Giving up listening can't end a living
+    /// session: the entry asserts the renewal that was seen, what was renewed meanwhile is in the log before it, and a
+    /// holder stops at its TTL by its own clock, heard or not. What listening saves is a claim by a holder that lives.
+    fn listen(&mut self, gap: Duration) -> Duration {
+        let left = match self.grace {
+            None => GRACE,
+            Some(Duration::ZERO) if DEAF <= gap => GRACE,
+            Some(left) => left.saturating_sub(gap.min(DEAF)),
+        };
+        *self.grace.insert(left)
     }
 
     /// Counts anew where a renewal came in, and goes on from a replicated age that is larger than ours.

@@ -53,6 +53,21 @@ fn a_leader_that_is_new_or_was_deaf_listens_before_it_expires() {
 }
 
 #[test]
+fn p17_a_leader_whose_every_sync_takes_long_expires_the_dead() {
+    for gap in [500, 600, 900, 5000] {
+        let mut clock = SessionClock::default();
+        let old = table(1, TTL_MS);
+        let mut ticks = (0..40_u64).map(|tick| Now(Duration::from_millis(tick * gap)));
+        let expires = |now| {
+            let entries = clock.tick_leading(now, &old);
+            entries.iter().any(|entry| matches!(entry, LeaderEntry::Expire(_)))
+        };
+        let at = ticks.position(expires);
+        assert!(at.is_some_and(|tick| (3..=8).contains(&tick)), "ticks of {gap} ms: {at:?}");
+    }
+}
+
+#[test]
 fn what_isnt_committed_is_asked_for_again_once_a_second() {
     let mut clock = SessionClock::default();
     let old = table(1, TTL_MS * 2);
