@@ -1,19 +1,22 @@
 //! The router's session in arakoon: what its right to read rests on where no DTL target vouches for it (P16, P17).
 //!
 //! It is opened together with the router's record and renewed in the background. A lost one is replaced by another
-//! incarnation; a vDisk that was opened under the lost one is opened anew, because the record of its DTL names the
-//! incarnation, and others may have claimed it meanwhile.
+//! incarnation; a vDisk that was opened under the lost one goes on once the record of its DTL names the new one. That is
+//! committed only if nobody has claimed the vDisk meanwhile, as a claim changes what is asserted; from then on claims look
+//! at the new session. Until then nothing is read by right of a session, and what is pending goes its way.
 //!
-//! Invariant: a session is replaced only when it is over, or was of a process that is dead (the data directory is locked).
+//! Invariant: a session is replaced only when it is over, or was of a process that is dead (the data directory is locked);
+//! a vDisk rests on a session only while the record of its DTL names it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use arakoon_client::{Session, SessionState};
+use arakoon_client::{Session, SessionState, Transaction};
+use model::{Epoch, VdiskId};
 use runtime::random::jitter;
-use wire::facts::RouterState;
+use wire::facts::{DtlRecord, RouterState};
 
-use crate::facts::FactsError;
+use crate::facts::{Change, FactsError};
 use crate::router::Router;
 
 /// How often it is seen whether the session is lost.
@@ -65,5 +68,54 @@ impl Router {
                 () = tokio::time::sleep(jitter(LOOK)) => {}
             }
         }
+    }
+
+    /// Whether the vDisk was opened under a session that is lost, and there is another one.
+    pub(crate) fn rests_on_a_lost_session(&self, vdisk: VdiskId) -> bool {
+        let lost = match self.state().serving(vdisk) {
+            Ok(serving) => {
+                !serving.handing_over
+                    && serving
+                        .protection
+                        .as_ref()
+                        .is_some_and(|p| p.lease.state() != SessionState::Open)
+            }
+            Err(_) => false,
+        };
+        lost && self.lease.current().is_some()
+    }
+
+    /// Tries once to have the vDisk rest on the present session.
+    pub(crate) async fn renew_right(self: Arc<Self>, vdisk: VdiskId, epoch: Epoch) {
+        match self.try_renew_right(vdisk, epoch).await {
+            Ok(true) => tracing::info!(%vdisk, %epoch, "it rests on the new session"),
+            Ok(false) => {}
+            Err(error) => tracing::info!(%vdisk, %error, "can't name the new session yet"),
+        }
+    }
+
+    /// Where the outcome was unknown, the next try finds the new session named.
+    async fn try_renew_right(&self, vdisk: VdiskId, epoch: Epoch) -> Result<bool, FactsError> {
+        let Some(lease) = self.lease.current() else { return Ok(false) };
+        let Some(read) = self.facts.vdisk(vdisk).await? else { return Ok(false) };
+        let Some(dtl) = self.facts.dtl(vdisk).await? else { return Ok(false) };
+        if read.value.owner != self.id || read.value.epoch != epoch || dtl.value.epoch != epoch {
+            self.withdraw(&[read]);
+            return Ok(false);
+        }
+        let session = lease.incarnation();
+        if dtl.value.session != session {
+            let new = DtlRecord { session, ..dtl.value.clone() };
+            let same = (&read, read.value.clone());
+            let change = Change { vdisk: same, dtl: Some((&dtl, new)) };
+            let lives = Transaction::new().assert_session_lives(lease.id(), session);
+            self.facts.change(change, lives).await?;
+        }
+        let mut state = self.state();
+        let Ok(serving) = state.serving(vdisk) else { return Ok(false) };
+        let held = serving.protection.as_mut().filter(|_| serving.core.epoch() == epoch);
+        let Some(protection) = held else { return Ok(false) };
+        protection.lease = lease;
+        Ok(true)
     }
 }

@@ -13,25 +13,24 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use arakoon_client::{Session, SessionState, Transaction};
+use arakoon_client::{Session, Transaction};
 use model::{Epoch, LogId, Lsn, RouterId, VdiskId};
 use router_core::dtl::owner::{Opening as OwnerOpening, Patience};
 use router_core::dtl::takeover::{Evidence, judge};
 use router_core::log::Op;
 use router_core::log::pool::Entry;
 use router_core::volume::{Change, HeadState, Opening, Replayed, Stamp, Volume};
-use tokio::task::JoinSet;
-use wire::WireError;
-use wire::dtl::{DtlFacts, DtlState, Held, code as dtl_code};
+use tokio::task::{JoinHandle, JoinSet};
+use wire::dtl::{DtlFacts, Held, code as dtl_code};
 use wire::facts::{DtlRecord, VdiskRecord};
-use wire::router::{UnmapKind, code};
+use wire::router::UnmapKind;
 
 use crate::dtl::owner::DtlOwner;
 use crate::facts::{Change as RecordChange, Read};
 use crate::open::OpenError;
 use crate::router::Router;
+use crate::state::Slot;
 use crate::state::protection::Protection;
-use crate::state::{Records, Slot};
 
 /// How often it is seen whether the session under which a vDisk was opened is lost.
 const LOOK: Duration = Duration::from_secs(1);
@@ -214,14 +213,16 @@ impl Router {
 
     /// Answers whom the DTL covers, until the vDisk isn't served under this epoch any more.
     pub(crate) async fn dtl_loop(self: Arc<Self>, vdisk: VdiskId, epoch: Epoch) {
-        let (owner, lease) = match self.state().serving(vdisk) {
+        let owner = match self.state().serving(vdisk) {
             Ok(serving) if serving.core.epoch() == epoch => match &serving.protection {
-                Some(protection) => (Arc::clone(&protection.owner), Arc::clone(&protection.lease)),
+                Some(protection) => Arc::clone(&protection.owner),
                 None => return,
             },
             Ok(_) | Err(_) => return,
         };
         let mut view = owner.watch();
+        // Beside this loop, as arakoon may take long and others wait to be answered. One at a time.
+        let mut renewal: Option<JoinHandle<()>> = None;
         loop {
             let fenced = view.borrow_and_update().fenced;
             if !self.state().tend(vdisk, epoch) {
@@ -231,11 +232,10 @@ impl Router {
                 self.leave(vdisk, Slot::Fenced("a later claim sealed its DTL".to_owned()));
                 return;
             }
-            if lease.state() != SessionState::Open
-                && owner.state() != DtlState::InSync
-                && self.reopen_when_drained(vdisk)
+            if renewal.as_ref().is_none_or(JoinHandle::is_finished)
+                && self.rests_on_a_lost_session(vdisk)
             {
-                return;
+                renewal = Some(tokio::spawn(Arc::clone(&self).renew_right(vdisk, epoch)));
             }
             tokio::select! {
                 changed = view.changed() => if changed.is_err() { return },
@@ -243,24 +243,6 @@ impl Router {
                 () = self.stop.wait() => return,
             }
         }
-    }
-
-    /// Its session is lost, so another router may have claimed it: what is pending goes to the backend, which knows, and
-    /// then it is claimed anew. Reads wait meanwhile.
-    fn reopen_when_drained(self: &Arc<Self>, vdisk: VdiskId) -> bool {
-        let mut state = self.state();
-        let Ok(serving) = state.serving(vdisk) else { return true };
-        if serving.handing_over || !serving.is_idle() || !serving.core.is_drained() {
-            serving.core.seal();
-            serving.committer.notify_one();
-            return false;
-        }
-        let error =
-            WireError::retry(code::RECOVERING, "the router's session was lost; claiming anew");
-        state.stop_serving(vdisk, Slot::Opening, &error, Records::Release);
-        drop(state);
-        tokio::spawn(Arc::clone(self).open_loop(vdisk));
-        true
     }
 }
 

@@ -277,7 +277,7 @@ impl Router {
     }
 
     /// Lets go of vDisks with a DTL that others have claimed: nothing else may ever tell an owner that slept.
-    fn withdraw(&self, records: &[Read<VdiskRecord>]) {
+    pub(crate) fn withdraw(&self, records: &[Read<VdiskRecord>]) {
         for VdiskRecord { vdisk, owner, epoch, .. } in records.iter().map(|read| &read.value) {
             let lost = match self.state().serving(*vdisk) {
                 Ok(serving) => {

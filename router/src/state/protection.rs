@@ -58,7 +58,7 @@ impl Waiter {
 /// See the module's page.
 pub struct Protection {
     pub owner: Arc<DtlOwner>,
-    /// The session under which the vDisk was opened; another one gives no right (P17).
+    /// The session that the record of its DTL names; another one gives no right (P17).
     pub lease: Arc<Lease>,
     pub mode: DtlMode,
     /// With several, each may see what another has written.

@@ -12,6 +12,7 @@ mod contest;
 mod dtl;
 mod durability;
 mod follow;
+mod sessions;
 mod sharing;
 mod support;
 mod takeover;

@@ -9,7 +9,8 @@ use runtime::rpc::{Request, Responder, Service};
 use wire::WireError;
 use wire::arakoon::{
     Assertion, AssertionFailed, Committed, Direction, Entries, Get, Range, SessionFact,
-    SessionList, SessionRecord, SessionsAsk, Transaction, Update, Values, code, method,
+    SessionList, SessionRecord, SessionRefused, SessionsAsk, Transaction, Update, Values, code,
+    method,
 };
 
 use super::reply;
@@ -99,6 +100,15 @@ impl Store {
                 };
                 return Err(WireError::refuse(code::ASSERTION_FAILED, "assertion failed")
                     .with_detail(wire::encode_to_bytes(&failed)));
+            }
+        }
+        for update in &transaction.updates {
+            if let Update::RenewSession { id, incarnation } = update
+                && self.sessions.get(id) != Some(incarnation)
+            {
+                let refused = SessionRefused { id: id.clone(), found: None };
+                return Err(WireError::refuse(code::SESSION_REFUSED, "it is over")
+                    .with_detail(wire::encode_to_bytes(&refused)));
             }
         }
         for update in transaction.updates {
