@@ -79,6 +79,8 @@ pub enum OpenError {
     Deleting,
     #[error("its page map is just being brought up to date")]
     Following,
+    #[error("the router is stopping")]
+    Stopping,
     #[error("a task of recovery failed: {0}")]
     Task(#[from] tokio::task::JoinError),
 }
@@ -103,6 +105,7 @@ impl OpenError {
             | Self::LaterClaim
             | Self::Deleting
             | Self::Following
+            | Self::Stopping
             | Self::Task(_) => false,
         }
     }
@@ -230,6 +233,10 @@ impl Router {
         let mut state = self.state();
         if matches!(state.volumes.get(&vdisk), Some(Slot::Deleting)) {
             return Err(OpenError::Deleting);
+        }
+        // The session ends with the stop, and with it the right to read.
+        if state.stopping {
+            return Err(OpenError::Stopping);
         }
         tracing::info!(%vdisk, name = serving.record.name, %epoch, %committed, %last, "serving");
         state.begin_serving(serving);
@@ -471,6 +478,7 @@ fn judge(error: &OpenError) -> Verdict {
         | OpenError::LaterClaim
         | OpenError::Deleting
         | OpenError::Following
+        | OpenError::Stopping
         | OpenError::Task(_) => Verdict::Again(error.to_string()),
     }
 }

@@ -18,6 +18,8 @@ use runtime::random::{jitter, u64 as random_u64, u128 as random_u128};
 use runtime::rpc::{ServerOptions, serve};
 use runtime::shutdown::Shutdown;
 use runtime::tls::TlsError;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use wire::facts::{RouterState, VdiskRecord};
 use wire::{Role, WireError};
 
@@ -36,6 +38,9 @@ use crate::state::{Records, Slot, State};
 /// For saying that this router is offline. With the drain it must fit into what whoever stops us waits: others take over
 /// what it had only once they read that.
 const REGISTER_LIMIT: Duration = Duration::from_secs(4);
+
+/// vDisks whose page maps and records are written at once at the end.
+const DRAINED_AT_ONCE: usize = 16;
 
 /// Why a router doesn't run.
 #[derive(Debug, thiserror::Error)]
@@ -297,7 +302,6 @@ impl Router {
     /// A clean stop: nothing new is accepted, all that is pending goes to the backend, and each vDisk's record says that
     /// no log is needed for it any more.
     async fn drain(self: &Arc<Self>) {
-        let start = boot_now();
         let limit = self.config.drain_timeout;
         let vdisks: Vec<VdiskId> = {
             let mut state = self.state();
@@ -310,12 +314,15 @@ impl Router {
             }
             state.volumes.keys().copied().collect()
         };
+        // Side by side: one that is stuck takes nobody's time. What isn't done by then ends with the set.
+        let (mut drains, turns) = (JoinSet::new(), Arc::new(Semaphore::new(DRAINED_AT_ONCE)));
         for vdisk in vdisks {
-            let left = limit.saturating_sub(boot_now().since(start));
-            if tokio::time::timeout(left, self.drain_one(vdisk)).await.is_err() {
-                tracing::warn!(%vdisk, "not all of the vDisk is in the backend; the write log keeps the rest");
-            }
+            drains.spawn(Arc::clone(self).drain_one(vdisk, Arc::clone(&turns)));
         }
+        let all = async { while drains.join_next().await.is_some() {} };
+        let _ = tokio::time::timeout(limit, all).await;
+        drop(drains);
+        self.leave_undrained();
         let synced = {
             let mut state = self.state();
             state.log.begin_sync()
@@ -333,7 +340,18 @@ impl Router {
         let _ = tokio::time::timeout(REGISTER_LIMIT, last).await;
     }
 
-    async fn drain_one(&self, vdisk: VdiskId) {
+    /// Once the session is over others may claim what rests on it: nothing more is answered here (L3, P16).
+    fn leave_undrained(&self) {
+        let mut state = self.state();
+        let served = state.volumes.iter().filter(|(_, slot)| matches!(slot, Slot::Serving(_)));
+        for vdisk in served.map(|(vdisk, _)| *vdisk).collect::<Vec<_>>() {
+            tracing::warn!(%vdisk, "not all of the vDisk is in the backend; the write log keeps the rest");
+            let (slot, error) = stopping();
+            state.stop_serving(vdisk, slot, &error, Records::Keep);
+        }
+    }
+
+    async fn drain_one(self: Arc<Self>, vdisk: VdiskId, turns: Arc<Semaphore>) {
         let (epoch, head) = loop {
             {
                 let mut state = self.state();
@@ -347,6 +365,7 @@ impl Router {
             }
             tokio::time::sleep(PAUSE).await;
         };
+        let Ok(_turn) = turns.acquire().await else { return };
         let maps = self.maps.clone();
         let written = tokio::task::spawn_blocking(move || maps.write_back(vdisk)).await;
         if !matches!(written, Ok(Ok(()))) {
@@ -359,12 +378,17 @@ impl Router {
             let dtl = dtl.as_ref().map(|dtl| (dtl, dtl.value.drained(epoch, head)));
             let change = Change { vdisk: (&read, drained), dtl };
             // From then on another router may take it: not even reads are answered here any more (L3).
-            let error = WireError::retry(wire::error::code::STOPPING, "the router is stopping");
-            let slot = Slot::Elsewhere("the router is stopping".to_owned());
+            let (slot, error) = stopping();
             self.state().stop_serving(vdisk, slot, &error, Records::Release);
             if let Err(error) = self.facts.change(change, Transaction::new()).await {
                 tracing::warn!(%vdisk, %error, "the clean stop couldn't be recorded");
             }
         }
     }
+}
+
+/// What a vDisk is from its end here on, and what those are told who wait for it.
+fn stopping() -> (Slot, WireError) {
+    let why = "the router is stopping";
+    (Slot::Elsewhere(why.to_owned()), WireError::retry(wire::error::code::STOPPING, why))
 }

@@ -1,4 +1,4 @@
-//! A router loses its session in arakoon once, is well, and goes on under another (P16, P17).
+//! A router loses its session in arakoon once, is well, and goes on under another; or ends it by a clean stop (P16, P17).
 //!
 //! Invariant: a vDisk rests on the new session only when its record names it and nobody had claimed it meanwhile.
 
@@ -11,9 +11,10 @@ use wire::dtl::DtlMode;
 use wire::facts::{DtlRecord, Record, VdiskRecord, key};
 use wire::router::{AttachMode, Durability, code};
 
-use crate::support::{Disk, Router, WITHIN, World};
+use crate::support::{Disk, Held, Router, WITHIN, World};
 
 const MIB: u64 = 1 << 20;
+const LOGS: &str = "log_segments = 6\nlog_segment_size = \"8MiB\"";
 
 fn dtl_of(world: &World) -> DtlRecord {
     let key = key::vdisk_dtl(world.vdisk("demo").vdisk);
@@ -113,10 +114,63 @@ fn l4_a_new_session_gives_no_right_to_what_was_claimed_meanwhile() {
     let start = Instant::now();
     loop {
         let refused = disk.try_read(0, 4096).expect_err("read what another router owns");
-        match refused.class {
-            ErrorClass::Retry => assert!(start.elapsed() < WITHIN, "it never withdraws"),
-            _ => break assert_eq!(refused.code, code::NOT_OWNER, "{refused}"),
+        if refused.class != ErrorClass::Retry {
+            break assert_eq!(refused.code, code::NOT_OWNER, "{refused}");
         }
+        assert!(start.elapsed() < WITHIN, "it never withdraws");
     }
     owner.stop();
+}
+
+/// The end of the session reaches arakoon, and the answer doesn't come back.
+#[test]
+fn p16_a_clean_stop_reads_nothing_once_its_session_may_be_over() {
+    let world = World::new().with_dtl(DtlMode::Sync).with_cables();
+    let owner = world.start_with(&format!("{LOGS}\ndrain_timeout_ms = 200"));
+    owner.create("demo", 8 * MIB);
+    let mut disk = Disk::attach(&owner, "demo");
+    disk.write(0, &[1; 4096], Durability::Durable);
+    let reader = Disk::try_attach(&owner, "demo", 2, AttachMode::ReadOnly, false).unwrap();
+    let id = key::router_session(world.vdisk("demo").owner);
+    world.proxy.set_out(true);
+    world.cables().arakoon.hold(Held { requests: false, answers: true });
+    std::thread::scope(|scope| {
+        let write =
+            scope.spawn(|| disk.try_write_as(4096, &[2; 4096], Durability::Durable).unwrap_err());
+        std::thread::sleep(Duration::from_millis(100));
+        let stop = scope.spawn(|| owner.stop());
+        until("the session doesn't end", || world.arakoon.session(&id).is_none());
+        let refused =
+            reader.try_read(4096, 4096).expect_err("read after another may have claimed it");
+        assert!(matches!(refused.class, ErrorClass::Retry | ErrorClass::Redirect), "{refused}");
+        assert_eq!(write.join().unwrap().class, ErrorClass::Retry);
+        world.cables().arakoon.mend();
+        stop.join().unwrap();
+    });
+}
+
+#[test]
+fn l8_a_vdisk_that_cant_be_drained_takes_nobody_elses_time() {
+    let world = World::new();
+    let owner = world.start_with(&format!("{LOGS}\ndrain_timeout_ms = 2000"));
+    let mut disks = Vec::new();
+    for name in ["one", "two"] {
+        owner.create(name, 8 * MIB);
+        disks.push((world.vdisk(name).vdisk, name, Disk::attach(&owner, name)));
+    }
+    // They are looked at in this order.
+    disks.sort_by_key(|(vdisk, _, _)| *vdisk);
+    world.proxy.set_stuck(disks[0].0);
+    for (_, _, disk) in &mut disks {
+        disk.write(0, &[1; 4096], Durability::Durable);
+    }
+    owner.stop();
+    assert_ne!(world.vdisk(disks[0].1).log_id, 0, "what is in the log only was left behind");
+    assert_eq!(world.vdisk(disks[1].1).log_id, 0, "it was in the backend, and nobody said so");
+    let owner = world.start();
+    for (_, _, disk) in &mut disks {
+        disk.reattach(&owner);
+        disk.check_all();
+    }
+    owner.kill();
 }

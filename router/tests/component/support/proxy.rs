@@ -34,6 +34,8 @@ struct Namespace {
 pub struct FakeProxy {
     namespaces: Mutex<BTreeMap<NamespaceId, Namespace>>,
     out: AtomicBool,
+    /// Nothing is stored in this namespace.
+    stuck: Mutex<Option<NamespaceId>>,
     delay_ms: AtomicU64,
     puts: AtomicU64,
     reads: AtomicU64,
@@ -44,6 +46,10 @@ pub struct Server(pub Arc<FakeProxy>);
 impl FakeProxy {
     pub fn set_out(&self, out: bool) {
         self.out.store(out, Ordering::SeqCst);
+    }
+
+    pub fn set_stuck(&self, vdisk: VdiskId) {
+        *self.stuck.lock().unwrap() = Some(vdisk.into());
     }
 
     pub fn set_delay_ms(&self, delay: u64) {
@@ -92,6 +98,9 @@ impl FakeProxy {
         assert_eq!(crc_fast::crc32_iscsi(&payload), put.checksum, "the payload has its checksum");
         assert!((4096..=65_792).contains(&put.frame_size));
         assert!(put.meta.len() <= wire::proxy::META_MAX);
+        if *self.stuck.lock().unwrap() == Some(put.namespace) {
+            return responder.fail(WireError::retry(code::NO_POLICY, "nothing is stored there"));
+        }
         let mut namespaces = self.namespaces.lock().unwrap();
         let Some(namespace) = namespaces.get_mut(&put.namespace) else {
             return responder.fail(WireError::refuse(code::NO_NAMESPACE, "no such namespace"));
