@@ -1,6 +1,7 @@
 //! Who owns a vDisk, and how its users fare while that changes.
 
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -52,6 +53,29 @@ pub fn progress(verifier: &Verifier, going: &Going, more: u64) -> anyhow::Result
         }
     }
     Ok(longest)
+}
+
+/// Does something while writes go on; says what their longest pause was, from before it until so many writes behind it.
+pub fn pause_around(
+    verifier: &Verifier,
+    going: &Going,
+    more: u64,
+    act: impl FnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<Duration> {
+    let acted = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let watching = scope.spawn(|| -> anyhow::Result<Duration> {
+            let mut longest = Duration::ZERO;
+            while !acted.load(Ordering::Acquire) {
+                longest = longest.max(progress(verifier, going, 1)?);
+            }
+            Ok(longest.max(progress(verifier, going, more)?))
+        });
+        let outcome = act();
+        acted.store(true, Ordering::Release);
+        let watched = watching.join().map_err(|_| anyhow::anyhow!("the watch panicked"))?;
+        outcome.and(watched)
+    })
 }
 
 /// Ends the load; demands that nobody saw an error and nothing is missing.

@@ -10,6 +10,8 @@
 mod attachments;
 #[path = "hosts/cables.rs"]
 mod cables;
+#[path = "hosts/leases.rs"]
+mod leases;
 #[path = "hosts/losses.rs"]
 mod losses;
 
@@ -153,4 +155,13 @@ fn whatever_is_cut_or_lost_the_load_goes_on_and_nothing_is_lost() -> anyhow::Res
         losses::owner_and_edge(&scene)
     });
     steps.done()
+}
+
+/// A cluster of its own: all its cables but one are cut.
+#[test]
+fn an_owner_cut_from_arakoon_while_not_in_sync_stops_before_another_starts() -> anyhow::Result<()> {
+    if !holdfast_tests::soak() || skipped() {
+        return Ok(());
+    }
+    leases::stops_before_another_starts(&Scene::new(&layout())?)
 }

@@ -12,7 +12,7 @@ use holdfast_tests::spread::host_of;
 
 use crate::{FAILOVER_AFTER, LEEWAY, Scene, ensure_in_time, ensure_short};
 
-const ARAKOONS: [&str; 3] = ["k1", "k2", "k3"];
+pub const ARAKOONS: [&str; 3] = ["k1", "k2", "k3"];
 /// More than the TTL of a router's session, and what the leader adds to it.
 const SESSION_OVER: Duration = Duration::from_secs(13);
 
