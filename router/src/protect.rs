@@ -17,6 +17,7 @@ use arakoon_client::{Session, Transaction};
 use model::{Epoch, LogId, Lsn, RouterId, VdiskId};
 use router_core::dtl::owner::{Opening as OwnerOpening, Patience};
 use router_core::dtl::takeover::{Evidence, judge};
+use router_core::dtl::target::LOG_BYTES;
 use router_core::log::Op;
 use router_core::log::pool::Entry;
 use router_core::volume::{Change, HeadState, Opening, Replayed, Stamp, Volume};
@@ -34,6 +35,9 @@ use crate::state::protection::Protection;
 
 /// How often it is seen whether the session under which a vDisk was opened is lost.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// A target's log holds several units, so that one can be on its way to the backend while the next one grows.
+const UNIT_COPY_MAX: u64 = LOG_BYTES / 4;
 
 /// A claim that is committed, and who was sealed.
 pub struct Claim {
@@ -116,7 +120,12 @@ impl Router {
     ) -> Result<(Volume, Protection), OpenError> {
         let Claim { dtl, lease, sealed } = claim;
         let (vdisk, epoch, head) = (opening.vdisk, opening.epoch, opening.head.last_lsn);
-        let mut core = Volume::open(opening.clone());
+        let open = |opening| {
+            let mut core = Volume::open(opening);
+            core.bound_units(UNIT_COPY_MAX);
+            core
+        };
+        let mut core = open(opening.clone());
         let (mut kept, mut own_last) = (BTreeMap::new(), None);
         if self.trusts_own_log(vdisk, &dtl) {
             let log = (LogId(dtl.log_id), dtl.log_from);
@@ -124,7 +133,7 @@ impl Router {
                 Ok(found) => (kept, own_last) = (found, Some(core.last_lsn())),
                 Err(OpenError::Gap(gap)) => {
                     tracing::warn!(%vdisk, %gap, "the own log isn't whole; the DTL is asked");
-                    core = Volume::open(opening);
+                    core = open(opening);
                 }
                 Err(error) => return Err(error),
             }

@@ -22,6 +22,7 @@ use wire::router::UnmapKind;
 
 use crate::CLUSTER;
 use crate::applied::AppliedMap;
+use crate::dtl::block;
 use crate::log::Placement;
 use crate::log::pool::Entry;
 use crate::log::record::Op;
@@ -155,6 +156,9 @@ pub struct Volume {
     sealed: Lsn,
     last: Lsn,
     open_clusters: u64,
+    /// What the open unit takes of the log at a DTL target, and how much it may.
+    open_copy: u64,
+    unit_copy_max: u64,
     units: VecDeque<Sealed>,
     applied: AppliedMap,
     epochs: BTreeMap<Epoch, Lsn>,
@@ -180,12 +184,19 @@ impl Volume {
             sealed: last,
             last,
             open_clusters: 0,
+            open_copy: 0,
+            unit_copy_max: u64::MAX,
             units: VecDeque::new(),
             applied: head.applied,
             epochs: head.epochs,
             next_number: head.object.map_or(ScoNumber(1), |object| object.number.next()),
             head: head.object,
         }
+    }
+
+    /// So much may a unit take at a DTL target: what only grows by being overwritten must not fill the log there (L8).
+    pub const fn bound_units(&mut self, copy_max: u64) {
+        self.unit_copy_max = copy_max;
     }
 
     #[must_use]
@@ -284,8 +295,10 @@ impl Volume {
             Change::Unmap { .. } => 0,
         };
         let open_changes = self.last.0 - self.sealed.0;
+        let copy = block::synced_alone(placement.bytes);
         if (0 < self.open_clusters && self.unit_clusters < self.open_clusters + clusters)
             || UNIT_CHANGES_MAX as u64 <= open_changes
+            || self.unit_copy_max < self.open_copy.saturating_add(copy)
         {
             self.seal();
         }
@@ -307,6 +320,7 @@ impl Volume {
         }
         self.pending_bytes += change.data_len();
         self.log_bytes += placement.bytes;
+        self.open_copy += copy;
         if stamp.last {
             self.applied.insert(stamp.generation, stamp.seq);
         }
@@ -332,7 +346,7 @@ impl Volume {
             state: UnitState::Sealed,
         });
         self.sealed = self.last;
-        self.open_clusters = 0;
+        (self.open_clusters, self.open_copy) = (0, 0);
     }
 
     /// The next unit to store, when fewer than `in_flight_max` are on their way.

@@ -15,7 +15,7 @@ use model::{Incarnation, VdiskId};
 use router_core::dtl::records::{self, Expected};
 use router_core::dtl::store::Disk;
 pub use router_core::dtl::target::confirm;
-use router_core::dtl::target::{Answer, Ask, Effect, Limits, Refusal, Target, Ticket};
+use router_core::dtl::target::{Answer, Ask, Effect, LOG_BYTES, Limits, Refusal, Target, Ticket};
 use runtime::clock::boot_now;
 use runtime::rpc::{Request, Responder};
 use tokio::sync::Semaphore;
@@ -51,7 +51,7 @@ impl TargetOptions {
     /// 256 MiB for each log, 4 GiB for all.
     #[must_use]
     pub fn in_dir(dir: PathBuf) -> Self {
-        Self { dir, log_bytes: 256 << 20, total_bytes: 4 << 30, chunk_bytes: 16 << 20 }
+        Self { dir, log_bytes: LOG_BYTES, total_bytes: 4 << 30, chunk_bytes: 16 << 20 }
     }
 }
 

@@ -21,6 +21,12 @@ pub const HEADER: usize = 64;
 /// The first block after a sync begins on a multiple of this.
 pub const SYNC_ALIGN: u64 = 4096;
 
+/// What a record of this length takes when it is synced alone.
+#[must_use]
+pub const fn synced_alone(record: u64) -> u64 {
+    (HEADER as u64 + record).next_multiple_of(SYNC_ALIGN)
+}
+
 /// What stands before a run of records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {

@@ -34,6 +34,9 @@ pub use refusal::{Refusal, confirm};
 /// boot-time clocks that run at different speeds (P16).
 pub const LEASE_HOLD: Duration = Duration::from_millis(LEASE_MS + LEASE_MS / 20);
 
+/// Bytes of one log, as every router takes them.
+pub const LOG_BYTES: u64 = 256 << 20;
+
 /// How much a target takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {

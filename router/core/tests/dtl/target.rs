@@ -1,13 +1,17 @@
 //! One promise at a time.
 
-use model::{DtlGeneration, Epoch, Lsn, RouterId};
+use model::{ClusterRange, DtlGeneration, Epoch, Lap, Lsn, RouterId};
+use router_core::dtl::records::outgoing;
 use router_core::dtl::store::{ChunkId, Disk};
 use router_core::dtl::target::{Answer, Ask, LEASE_HOLD, Refusal, confirm};
+use router_core::log::{Op, Placement};
+use router_core::volume::{Change, HeadState, Opening, Replayed, Stamp, Volume};
 use sim::{Chance, Random};
 use wire::dtl::{DtlFacts, DtlState};
+use wire::router::UnmapKind;
 
 use crate::disk::MemDisk;
-use crate::support::{Driven, append, at, name};
+use crate::support::{Driven, LIMITS, VDISK, append, at, entry, name};
 
 fn fresh() -> Driven {
     Driven::open(MemDisk::default(), at(10_000))
@@ -260,6 +264,50 @@ fn l8_a_log_has_a_bound() {
     assert_eq!(refused, Refusal::Full);
     assert!(driven.target.bytes() <= crate::support::LIMITS.log_bytes);
     assert!(1000 < first);
+}
+
+/// One small set of clusters, overwritten and flushed again and again: its unit never holds many clusters.
+#[test]
+fn l8_a_unit_ends_long_before_its_records_fill_the_log() {
+    let mut driven = fresh();
+    driven.create(&name(1, 1), 0).unwrap();
+    let mut volume = Volume::open(Opening {
+        vdisk: VDISK,
+        epoch: Epoch(1),
+        size_bytes: 1 << 30,
+        unit_clusters: 1024,
+        head: HeadState::default(),
+    });
+    volume.bound_units(LIMITS.log_bytes / 4);
+    let mut on_its_way = None;
+    for number in 1..=4000 {
+        let (lsn, entry) = (Lsn(number), entry(1, number));
+        let range = ClusterRange::new(entry.cluster, 1).unwrap();
+        let change = match entry.op {
+            Op::Write => Change::Write {
+                cluster: entry.cluster,
+                data: entry.payload.clone(),
+                checksums: entry.checksums.clone(),
+            },
+            Op::Trim | Op::Zero | Op::Start | Op::List => {
+                Change::Unmap { range, kind: UnmapKind::Trim }
+            }
+        };
+        let record = outgoing(&entry).bytes();
+        let placement = Placement { lap: Lap(1), bytes: record, end: number * 8192 };
+        let stamp = Stamp { generation: entry.generation, seq: entry.seq, last: true };
+        volume.replay(Replayed { lsn, epoch: Epoch(1), change, stamp, placement });
+        driven.answer(append(name(1, 1), number..=number)).expect("the log is full");
+        driven.answer(Ask::Sync { log: name(1, 1), through: lsn }).unwrap();
+        // The backend has a unit only when the next one is full as well.
+        let Some(unit) = volume.next_unit(2) else { continue };
+        if let Some((object, last)) = on_its_way.replace((unit.object, unit.last_lsn)) {
+            volume.unit_done(object);
+            volume.drop_through(last);
+            driven.answer(trim(1, last.0)).unwrap();
+        }
+    }
+    assert!(on_its_way.is_some_and(|(_, last)| Lsn(3000) < last), "{on_its_way:?}");
 }
 
 #[test]
