@@ -31,6 +31,9 @@ use crate::state::Serving;
 /// How long the owner has to refute. One that can't answer in this time serves nobody.
 const REFUTE_PATIENCE: Duration = Duration::from_millis(500);
 
+/// How long others wait for what may come of a contest.
+const FROZEN_MAX: Duration = Duration::from_secs(1);
+
 fn refuted(why: impl Into<String>) -> WireError {
     WireError::retry(code::REFUTED, why.into())
 }
@@ -139,9 +142,18 @@ impl Router {
         }
         tracing::warn!(%vdisk, name = %serving.record.name, %by, "contested: an edge has no service from here");
         if !serving.is_claimable() && !serving.handing_over {
+            // Others may have service here: they don't wait again and again for what can't be (L8).
+            if serving.degraded.is_some() {
+                return Err(refuted("the backend doesn't take what is pending"));
+            }
+            if contest::is_spared(boot_now(), serving.frozen_in_vain) {
+                return Err(refuted("a hand-over was tried in vain just now"));
+            }
             let router = Arc::clone(self);
             // Says by itself why it didn't come about; then the vDisk is served on here.
-            tokio::spawn(async move { router.transfer(vdisk, by).await.map(drop) });
+            tokio::spawn(
+                async move { router.transfer_within(vdisk, by, FROZEN_MAX).await.map(drop) },
+            );
         }
         Ok(())
     }

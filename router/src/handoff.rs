@@ -165,6 +165,16 @@ impl Router {
         vdisk: VdiskId,
         to: RouterId,
     ) -> Result<Transferred, WireError> {
+        self.transfer_within(vdisk, to, FROZEN_MAX).await
+    }
+
+    /// As [`Self::transfer`]; requests wait no longer than this for what is pending.
+    pub(crate) async fn transfer_within(
+        self: &Arc<Self>,
+        vdisk: VdiskId,
+        to: RouterId,
+        frozen_max: Duration,
+    ) -> Result<Transferred, WireError> {
         let epoch = self.state().serving(vdisk)?.core.epoch();
         if to == self.id {
             return Ok(Transferred { owner: to, epoch, pause_ms: 0 });
@@ -188,11 +198,12 @@ impl Router {
             }
         }
         let start = boot_now();
-        let new = match self.hand_over(vdisk, to).await {
+        let new = match self.hand_over(vdisk, to, frozen_max).await {
             Ok(new) => new,
             Err(Halt::Before(error)) => {
                 if let Ok(serving) = self.state().serving(vdisk) {
                     serving.handing_over = false;
+                    serving.frozen_in_vain = Some(boot_now());
                 }
                 tracing::warn!(%vdisk, to = %target.name, %error, "a hand-over didn't come about; serving on");
                 return Err(error);
@@ -266,7 +277,12 @@ impl Router {
     }
 
     /// Requests wait. Sends the rest, and changes the record.
-    async fn hand_over(&self, vdisk: VdiskId, to: RouterId) -> Result<VdiskRecord, Halt> {
+    async fn hand_over(
+        &self,
+        vdisk: VdiskId,
+        to: RouterId,
+        frozen_max: Duration,
+    ) -> Result<VdiskRecord, Halt> {
         let start = boot_now();
         let epoch = loop {
             {
@@ -278,7 +294,7 @@ impl Router {
                 serving.core.seal();
                 serving.committer.notify_one();
             }
-            if FROZEN_MAX < boot_now().since(start) {
+            if frozen_max < boot_now().since(start) {
                 return Err(aborted("what was pending didn't reach the backend in time").into());
             }
             tokio::time::sleep(PAUSE).await;

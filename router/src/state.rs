@@ -164,6 +164,8 @@ pub struct Serving {
     pub map_damaged: bool,
     /// It goes to another router: nothing new is taken.
     pub handing_over: bool,
+    /// When its requests last waited for a hand-over that didn't come about.
+    pub frozen_in_vain: Option<Now>,
     pub objects: u64,
     /// TLogs that the page map lacked when the vDisk was opened.
     pub map_followed: u64,
@@ -201,6 +203,7 @@ impl Serving {
             degraded: None,
             map_damaged: false,
             handing_over: false,
+            frozen_in_vain: None,
             objects,
             read_end: 0,
             read_streak: 0,

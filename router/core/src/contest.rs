@@ -20,6 +20,8 @@ pub const HOLD_MAX: Duration = Duration::from_secs(320);
 const FORGOTTEN_AFTER: u32 = 4;
 /// An edge that attached so recently has service: what it complained about before is over.
 pub const FRESH: Duration = Duration::from_secs(2);
+/// So long an owner that froze a vDisk for a hand-over in vain serves on before a contest freezes it again.
+pub const SPARED: Duration = Duration::from_secs(30);
 /// vDisks whose owners' times are kept; more begin to count anew.
 const RULED_MAX: usize = 4096;
 
@@ -57,6 +59,12 @@ pub fn judge(rounds: u32, ruled: Duration) -> Verdict {
 #[must_use]
 pub fn is_refuted(now: Now, attached: Option<Now>) -> bool {
     attached.is_some_and(|attached| now.since(attached) < FRESH)
+}
+
+/// Whether a contest freezes nothing now. `in_vain`: when requests last waited for a hand-over that didn't come about.
+#[must_use]
+pub fn is_spared(now: Now, in_vain: Option<Now>) -> bool {
+    in_vain.is_some_and(|in_vain| now.since(in_vain) < SPARED)
 }
 
 /// Since when this router knows of the last move of each vDisk.

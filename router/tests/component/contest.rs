@@ -98,3 +98,57 @@ fn p19_without_a_dtl_a_contested_owner_hands_over_by_itself() {
     owner.stop();
     other.stop();
 }
+
+/// Contests until the owner refutes for this reason.
+fn until_refuted_as(world: &World, disk: &Disk, at: &Router, why: &str) {
+    let (start, epoch) = (Instant::now(), world.vdisk("demo").epoch);
+    loop {
+        let refuted = disk.contest(at, epoch).is_err_and(|error| error.message.contains(why));
+        if refuted {
+            return;
+        }
+        assert!(start.elapsed() < LIMIT, "never refuted as: {why}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+#[test]
+fn l8_a_contested_owner_whose_backend_is_out_freezes_nobody() {
+    let world = World::new();
+    let (owner, other) = (world.start(), world.start_other());
+    owner.create("demo", 8 * MIB);
+    let mut disk = Disk::attach(&owner, "demo");
+    let before = world.vdisk("demo");
+    world.proxy.set_out(true);
+    disk.write(0, &[1; 4096], Durability::Durable);
+    std::thread::scope(|scope| {
+        scope.spawn(|| drop(disk.try_sync()));
+        owner.until("demo", |details| details.contains("backend_problem"));
+        until_refuted_as(&world, &disk, &other, "the backend doesn't take");
+        world.proxy.set_out(false);
+    });
+    disk.write(4096, &[2; 4096], Durability::Durable);
+    disk.check_all();
+    assert_eq!(world.vdisk("demo"), before);
+    owner.stop();
+    other.stop();
+}
+
+#[test]
+fn l8_a_hand_over_in_vain_isnt_tried_again_at_once() {
+    let world = World::new();
+    let (owner, other) = (world.start(), world.start_other());
+    owner.create("demo", 8 * MIB);
+    let mut disk = Disk::attach(&owner, "demo");
+    let before = world.vdisk("demo");
+    disk.write(0, &[1; 4096], Durability::Durable);
+    // Slower than a contest may have others wait.
+    world.proxy.set_delay_ms(3000);
+    until_refuted_as(&world, &disk, &other, "in vain");
+    disk.write(4096, &[2; 4096], Durability::Durable);
+    disk.check_all();
+    assert_eq!(world.vdisk("demo").owner, before.owner);
+    world.proxy.set_delay_ms(0);
+    owner.stop();
+    other.stop();
+}
