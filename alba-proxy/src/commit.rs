@@ -158,6 +158,7 @@ impl Proxy {
             epoch: request.epoch,
             expected_head: request.expected_head,
             digest: commit.manifest.digest,
+            attempt: commit.manifest.attempt,
         };
         let namespace = request.namespace;
         loop {
@@ -171,6 +172,10 @@ impl Proxy {
             }
             match judge(&asked, &looked.found) {
                 Refusal::Again => return Ok(None),
+                Refusal::Mine => {
+                    commit.namespace.committed(request.object);
+                    return Ok(Some(Committed::Now));
+                }
                 Refusal::AlreadyDone => {
                     return Ok(looked.existing.map(|manifest| Committed::Before {
                         holes: manifest.holes(),
@@ -214,7 +219,7 @@ impl Proxy {
         let found = Found {
             epoch: epoch.map(|bytes| epoch_from_bytes(&bytes)).transpose()?,
             head: read_head_key(head)?,
-            existing: existing.as_ref().map(|manifest| manifest.digest),
+            existing: existing.as_ref().map(|manifest| (manifest.digest, manifest.attempt)),
         };
         Ok(Looked { found, existing, info })
     }

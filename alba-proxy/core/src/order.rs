@@ -3,7 +3,7 @@
 //! Invariant: the answer depends on one consistent look at (epoch, manifest, head) only, so a repeated put gets
 //! the same answer wherever it is asked.
 
-use model::{Epoch, ObjectId};
+use model::{AttemptId, Epoch, ObjectId};
 
 /// What the metadata said when it refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,8 +11,8 @@ pub struct Found {
     /// `None`: no such namespace (any more).
     pub epoch: Option<Epoch>,
     pub head: Option<ObjectId>,
-    /// Digest of the object that already stands under this id.
-    pub existing: Option<[u8; 16]>,
+    /// Digest and attempt of the object that already stands under this id.
+    pub existing: Option<([u8; 16], AttemptId)>,
 }
 
 /// What the put asked for.
@@ -21,6 +21,7 @@ pub struct Asked {
     pub epoch: Epoch,
     pub expected_head: Option<ObjectId>,
     pub digest: [u8; 16],
+    pub attempt: AttemptId,
 }
 
 /// What to do now.
@@ -29,8 +30,10 @@ pub enum Refusal {
     NoNamespace,
     /// Somebody else owns the namespace (L4).
     Fenced(Epoch),
-    /// The same bytes are committed already: the put succeeded before (P21).
+    /// The same bytes are committed already, by another attempt: the put succeeded before (P21).
     AlreadyDone,
+    /// This very attempt is committed: its fragments are the object's.
+    Mine,
     /// Other bytes under the same id (P21).
     Conflict,
     /// A predecessor is still on its way: wait for it.
@@ -46,7 +49,11 @@ pub fn judge(asked: &Asked, found: &Found) -> Refusal {
     let Some(epoch) = found.epoch else { return Refusal::NoNamespace };
     // Before the epoch: what is committed stays committed, whoever owns the namespace since.
     if let Some(existing) = found.existing {
-        return if existing == asked.digest { Refusal::AlreadyDone } else { Refusal::Conflict };
+        return match existing {
+            (_, attempt) if attempt == asked.attempt => Refusal::Mine,
+            (digest, _) if digest == asked.digest => Refusal::AlreadyDone,
+            _ => Refusal::Conflict,
+        };
     }
     if epoch != asked.epoch {
         return Refusal::Fenced(epoch);
@@ -63,11 +70,19 @@ mod tests {
     use super::*;
     use model::{ScoNumber, VdiskId};
 
+    const MINE: AttemptId = AttemptId(7);
+    const OTHER: AttemptId = AttemptId(8);
+
     #[test]
     fn each_refusal_has_one_meaning() {
         let object =
             |number| ObjectId { vdisk: VdiskId(1), epoch: Epoch(3), number: ScoNumber(number) };
-        let asked = Asked { epoch: Epoch(3), expected_head: Some(object(5)), digest: [1; 16] };
+        let asked = Asked {
+            epoch: Epoch(3),
+            expected_head: Some(object(5)),
+            digest: [1; 16],
+            attempt: MINE,
+        };
         let found = Found { epoch: Some(Epoch(3)), head: Some(object(5)), existing: None };
         let with = |change: &dyn Fn(&mut Found)| {
             let mut found = found;
@@ -81,14 +96,15 @@ mod tests {
         assert_eq!(with(&|f| f.head = Some(object(4))), Refusal::NotYet);
         assert_eq!(with(&|f| f.head = None), Refusal::NotYet);
         assert_eq!(with(&|f| f.head = Some(object(6))), Refusal::WrongHead);
-        assert_eq!(with(&|f| f.existing = Some([1; 16])), Refusal::AlreadyDone);
-        assert_eq!(with(&|f| f.existing = Some([2; 16])), Refusal::Conflict);
+        assert_eq!(with(&|f| f.existing = Some(([1; 16], OTHER))), Refusal::AlreadyDone);
+        assert_eq!(with(&|f| f.existing = Some(([2; 16], OTHER))), Refusal::Conflict);
+        assert_eq!(with(&|f| f.existing = Some(([1; 16], MINE))), Refusal::Mine);
         // Committed under its epoch, then fenced, then asked again: it did happen.
         assert_eq!(
             with(&|f| {
                 f.epoch = Some(Epoch(9));
                 f.head = Some(object(8));
-                f.existing = Some([1; 16]);
+                f.existing = Some(([1; 16], OTHER));
             }),
             Refusal::AlreadyDone
         );

@@ -363,13 +363,22 @@ fn read_failed(failed: Failed) -> ReadError {
     }
 }
 
+/// What became of the transaction itself, under its request number: the same for every attempt. Other refusals are one
+/// node's about one attempt.
+const fn is_outcome(code: u16) -> bool {
+    matches!(
+        code,
+        code::ASSERTION_FAILED | code::SESSION_REFUSED | code::BAD_COUNTER | code::SESSIONS_FULL
+    )
+}
+
 fn transact_failed(failed: Failed) -> TransactError {
     match failed {
         Failed::GaveUp { maybe_done, reason } => {
             TransactError::Unavailable { outcome_unknown: maybe_done, reason }
         }
-        // An earlier attempt may have run, and what it did is forgotten (P28).
-        Failed::Refused { error, maybe_done: true } if error.code == code::EXPIRED_REQUEST => {
+        // An earlier attempt may have run, and this no says nothing about it (P28).
+        Failed::Refused { error, maybe_done: true } if !is_outcome(error.code) => {
             TransactError::Unavailable { outcome_unknown: true, reason: error.message }
         }
         Failed::Refused { error, .. } if error.code == code::ASSERTION_FAILED => {
@@ -385,5 +394,31 @@ fn transact_failed(failed: Failed) -> TransactError {
             }
         }
         Failed::Refused { error, .. } => TransactError::Refused(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use wire::WireError;
+
+    #[test]
+    fn p28_a_refusal_decides_about_an_earlier_attempt_only_if_it_is_the_transactions_outcome() {
+        let failed = |code, maybe_done| {
+            transact_failed(Failed::Refused { error: WireError::refuse(code, "no"), maybe_done })
+        };
+        for code in [code::BAD_COUNTER, code::SESSIONS_FULL] {
+            for maybe_done in [false, true] {
+                assert!(matches!(failed(code, maybe_done), TransactError::Refused(_)), "{code}");
+            }
+        }
+        for code in [code::EXPIRED_REQUEST, code::TOO_LARGE, wire::error::code::FORBIDDEN] {
+            assert!(matches!(failed(code, false), TransactError::Refused(_)), "{code}");
+            let doubt = failed(code, true);
+            assert!(
+                matches!(doubt, TransactError::Unavailable { outcome_unknown: true, .. }),
+                "{code}"
+            );
+        }
     }
 }
