@@ -104,13 +104,16 @@ enum Access {
     Flush,
 }
 
+fn bytes_at(offset: u64, len: u64) -> Result<ByteRange, WireError> {
+    ByteRange::new(offset, len).ok_or_else(|| no_range(offset, len))
+}
+
 fn range_of(offset: u64, len: u64) -> Result<ByteRange, WireError> {
-    match ByteRange::new(offset, len) {
-        Some(range) if 0 < len => Ok(range),
-        Some(_) | None => {
-            Err(WireError::refuse(code::OUT_OF_RANGE, format!("{len} bytes at {offset}")))
-        }
-    }
+    if len == 0 { Err(no_range(offset, len)) } else { bytes_at(offset, len) }
+}
+
+fn no_range(offset: u64, len: u64) -> WireError {
+    WireError::refuse(code::OUT_OF_RANGE, format!("{len} bytes at {offset}"))
 }
 
 fn io_range(offset: u64, len: u64) -> Result<ByteRange, WireError> {
@@ -144,7 +147,8 @@ impl Server {
 
     fn unmap(&self, request: &Request, responder: Responder) -> Answered {
         let unmap: Unmap = checked!(responder, request.decode());
-        let range = checked!(responder, range_of(unmap.offset, unmap.len));
+        // None of no bytes is refused: it uses up the number of a change that was refused for good.
+        let range = checked!(responder, bytes_at(unmap.offset, unmap.len));
         let job = Job {
             vdisk: unmap.vdisk,
             range,

@@ -493,7 +493,10 @@ impl State {
         let corrupt = self.faults.corrupt_reads > 0;
         self.faults.corrupt_reads -= usize::from(corrupt);
         let vdisk = self.served(ask.vdisk, ask.generation)?;
-        if ask.len > wire::router::IO_MAX || ask.offset + u64::from(ask.len) > vdisk.size {
+        if ask.len == 0
+            || ask.len > wire::router::IO_MAX
+            || ask.offset + u64::from(ask.len) > vdisk.size
+        {
             return Err(refuse(code::OUT_OF_RANGE, "out of range"));
         }
         *payload = vdisk.live.read(ask.offset, ask.len);
@@ -511,6 +514,9 @@ impl State {
             return Err(refuse(code::BAD_CHECKSUM, "damaged on the way"));
         }
         let size = data.len() as u64;
+        if size == 0 || size > u64::from(wire::router::IO_MAX) {
+            return Err(refuse(code::OUT_OF_RANGE, "out of range"));
+        }
         self.change(
             (ask.vdisk, ask.generation, ask.seq),
             (ask.offset, size, ask.durability),
@@ -562,6 +568,9 @@ impl State {
         let ask: BlockStatus = request.decode()?;
         let vdisk = self.served(ask.vdisk, ask.generation)?;
         let end = ask.offset + ask.len;
+        if ask.len == 0 || end > vdisk.size {
+            return Err(refuse(code::OUT_OF_RANGE, "out of range"));
+        }
         let mut extents: Vec<Extent> = Vec::new();
         let mut at = ask.offset;
         let mut add = |from: u64, to: u64, kind: ExtentKind| match extents.last_mut() {

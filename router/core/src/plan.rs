@@ -107,10 +107,13 @@ pub fn unmap(range: ByteRange, old: impl Fn(Cluster) -> Option<Bytes>) -> Vec<Un
         steps.push(UnmapStep::Range(whole));
     }
     steps.extend(tail.and_then(zeroed));
-    if let ([], [cluster, ..]) = (&steps[..], &ragged[..]) {
-        // It changes nothing, but a request without a record is forgotten in a crash, and its replay would zero what was
-        // written there since (P3).
-        steps.push(UnmapStep::Range(ClusterRange { start: *cluster, end: Cluster(cluster.0 + 1) }));
+    if steps.is_empty() {
+        // It changes nothing, but a request without a record is forgotten in a crash: its replay would zero what was
+        // written there since, and the number of one of no bytes would be a hole again (P3).
+        let start = whole.start;
+        let nothing = ClusterRange { start, end: start };
+        let unmapped = |at: &Cluster| ClusterRange { start: *at, end: Cluster(at.0 + 1) };
+        steps.push(UnmapStep::Range(ragged.first().map_or(nothing, unmapped)));
     }
     steps
 }
@@ -134,6 +137,9 @@ mod tests {
         let range = ByteRange::new(4096 * 3 + 512, 1024).unwrap();
         let three = ClusterRange { start: Cluster(3), end: Cluster(4) };
         assert_eq!(unmap(range, |_| None), [UnmapStep::Range(three)]);
+        let nothing = ClusterRange { start: Cluster(0), end: Cluster(0) };
+        let steps = unmap(ByteRange::new(0, 0).unwrap(), |_| None);
+        assert_eq!(steps, [UnmapStep::Range(nothing)], "a number is used up");
     }
 
     proptest! {

@@ -210,7 +210,9 @@ fn coalesce(unit: &Unit) -> (BTreeMap<u64, Slot>, Vec<ClusterRange>) {
                 for cluster in dead {
                     slots.remove(&cluster);
                 }
-                add_range(&mut unmaps, range.start.0, range.end.0);
+                if !range.is_empty() {
+                    add_range(&mut unmaps, range.start.0, range.end.0);
+                }
             }
         }
     }

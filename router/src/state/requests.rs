@@ -201,10 +201,6 @@ impl State {
     fn apply(&mut self, job: Job, mut changes: VecDeque<Change>, ticket: Option<Ticket>) -> bool {
         let Some(Slot::Serving(serving)) = self.volumes.get_mut(&job.vdisk) else { return true };
         let (units, before) = (serving.core.units(), serving.core.pending_bytes());
-        if changes.is_empty() {
-            // Only a request for no bytes: without a record it may be replayed, and harms nothing (P3).
-            serving.core.applied_mut().insert(job.generation, job.seq);
-        }
         while let Some(change) = changes.pop_front() {
             let last = changes.is_empty();
             let stamp = Stamp { generation: job.generation, seq: job.seq, last };

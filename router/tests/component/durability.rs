@@ -3,9 +3,10 @@
 //! A synced page cache looks like an unsynced one, so the log's own words are the witness: each record says how far the
 //! log was on stable storage when it was written (P8). A record written after an acknowledgement must vouch for it.
 
+use model::RequestSeq;
 use router_core::log::Found;
 use router_core::log::record::Op;
-use wire::router::Durability;
+use wire::router::{Durability, code};
 
 use crate::support::{Disk, World};
 
@@ -74,5 +75,32 @@ fn every_start_claims_an_epoch_of_its_own() {
         epoch = next;
     }
     disk.check_all();
+    router.stop();
+}
+
+#[test]
+fn p3_the_number_of_a_refused_change_is_used_up_for_good() {
+    let world = World::new();
+    let mut router = world.start();
+    router.create("demo", 8 << 20);
+    let mut disk = Disk::attach(&router, "demo");
+    assert_eq!(disk.try_write(8 << 20, &[1; 4096]).unwrap_err().code, code::OUT_OF_RANGE);
+    disk.write(4096, &[1; 4096], Durability::Normal);
+    assert_eq!(disk.try_write(8 << 20, &[1; 4096]).unwrap_err().code, code::OUT_OF_RANGE);
+    disk.write(0, &[2; 512], Durability::Normal);
+    assert_eq!((disk.void(1).lsn.0, disk.void(3).lsn.0), (3, 4), "each has a record");
+    assert_eq!(disk.void(3).lsn.0, 4, "once");
+    assert_eq!(disk.try_read(0, 0).unwrap_err().code, code::OUT_OF_RANGE);
+    disk.flush();
+    // From the log, then from the TLog in the backend.
+    for _ in 0..2 {
+        router.kill();
+        router = world.start();
+        let applied = disk.try_reattach(&router).unwrap().applied;
+        assert_eq!((applied.contiguous, applied.above.len()), (RequestSeq(4), 0));
+        disk.replay_complete();
+        disk.check_all();
+        disk.sync();
+    }
     router.stop();
 }

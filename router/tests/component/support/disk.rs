@@ -230,6 +230,20 @@ impl Disk {
         Ok(self.call(method::UNMAP, &unmap, Bytes::new())?.0)
     }
 
+    /// Uses up the number of a request that was refused.
+    pub fn void(&self, seq: u64) -> Applied {
+        let unmap = Unmap {
+            vdisk: self.vdisk,
+            generation: self.generation,
+            seq: RequestSeq(seq),
+            offset: 0,
+            len: 0,
+            kind: UnmapKind::Trim,
+            durability: Durability::Normal,
+        };
+        self.call(method::UNMAP, &unmap, Bytes::new()).unwrap().0
+    }
+
     pub fn flush(&self) -> Flushed {
         let flush = Flush { vdisk: self.vdisk, generation: self.generation };
         self.call(method::FLUSH, &flush, Bytes::new()).unwrap().0
