@@ -30,8 +30,9 @@ pub enum BackendError {
     #[error("the backend refused: {0}")]
     Refused(WireError),
     /// No proxy could do it before the deadline; it may or may not have happened.
+    /// `said`: the code by which the last proxy said so; `None`: it didn't answer.
     #[error("the backend can't be used now: {reason}")]
-    Unavailable { reason: String },
+    Unavailable { reason: String, said: Option<u16> },
 }
 
 struct Proxy {
@@ -119,10 +120,9 @@ impl Backend {
                 return answer;
             }
             // What every proxy finds unreadable stays so for now: an I/O error late is no better than one now.
-            let unreadable =
-                last.as_ref().and_then(CallError::code) == Some(wire::proxy::code::UNREADABLE);
             let left = left();
-            if left.is_zero() || unreadable {
+            let said = last.as_ref().and_then(CallError::code);
+            if left.is_zero() || said == Some(wire::proxy::code::UNREADABLE) {
                 return Err(unavailable(last));
             }
             tokio::time::sleep(jitter(PAUSE).min(left)).await;
@@ -177,6 +177,7 @@ impl Backend {
 
 fn unavailable(last: Option<CallError>) -> BackendError {
     BackendError::Unavailable {
+        said: last.as_ref().and_then(CallError::code),
         reason: last.map_or_else(|| "no time left".to_owned(), |error| error.to_string()),
     }
 }

@@ -13,6 +13,7 @@ use quick_cache::sync::Cache;
 use router_core::page::Location;
 use router_core::sco::{Frame, GROUP, frame_range};
 use tokio::sync::oneshot;
+use wire::proxy::code::UNREADABLE;
 use wire::proxy::{RANGES_MAX, ReadDone, ReadObject, method};
 
 use crate::backend::{Backend, BackendError};
@@ -25,8 +26,12 @@ const CALL_BYTES: u64 = 4 << 20;
 /// Why a cluster can't be read. Never answered with zeroes (L5).
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ReadError {
-    #[error("object {object} can't be read: {reason}")]
+    /// No proxy can be reached, or none can do it now: this passes.
+    #[error("object {object} can't be read now: {reason}")]
     Backend { object: ObjectId, reason: String },
+    /// The backend says that it can't rebuild it.
+    #[error("object {object} can't be read: {reason}")]
+    Gone { object: ObjectId, reason: String },
     #[error("object {object} is damaged: {reason}")]
     Damaged { object: ObjectId, reason: String },
     #[error("the page map can't be read: {0}")]
@@ -197,5 +202,52 @@ impl Shared {
 }
 
 fn failed(object: ObjectId, error: &BackendError) -> ReadError {
-    ReadError::Backend { object, reason: error.to_string() }
+    let reason = error.to_string();
+    match error {
+        BackendError::Unavailable { said: Some(UNREADABLE), .. } | BackendError::Refused(_) => {
+            ReadError::Gone { object, reason }
+        }
+        BackendError::Unavailable { .. } => ReadError::Backend { object, reason },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::router::read_failed;
+    use model::Epoch;
+    use wire::router::code;
+    use wire::{ErrorClass, WireError};
+
+    #[test]
+    fn only_what_cant_be_read_is_called_so_and_what_passes_is_waited_for() {
+        let object = ObjectId { vdisk: VdiskId(1), epoch: Epoch(1), number: ScoNumber(1) };
+        let (text, reason) = (|| "why".to_owned(), "why".to_owned());
+        let unavailable =
+            |said| failed(object, &BackendError::Unavailable { reason: text(), said });
+        let refused = WireError::refuse(wire::proxy::code::NO_NAMESPACE, "gone");
+        let lasting = [
+            unavailable(Some(UNREADABLE)),
+            failed(object, &BackendError::Refused(refused)),
+            ReadError::Damaged { object, reason },
+        ];
+        let passing = [
+            unavailable(None),
+            unavailable(Some(wire::proxy::code::NO_POLICY)),
+            ReadError::Map(text()),
+            ReadError::MapDamaged(text()),
+            ReadError::MapBehind(text()),
+            ReadError::Stopping,
+        ];
+        let answered = |error: &ReadError| {
+            let answer = read_failed(error);
+            (answer.class, answer.code)
+        };
+        for error in &lasting {
+            assert_eq!(answered(error), (ErrorClass::Retry, code::UNREADABLE), "{error}");
+        }
+        for error in &passing {
+            assert_eq!(answered(error), (ErrorClass::Retry, code::RECOVERING), "{error}");
+        }
+    }
 }

@@ -18,7 +18,7 @@ use wire::router::{Extent, ExtentKind, Extents, ReadDone, code};
 
 use crate::frames::{Fetched, FrameKey, ReadError};
 use crate::map_store::MapError;
-use crate::router::{Router, unreadable};
+use crate::router::{Router, read_failed};
 use crate::state::Slot;
 
 static ZEROES: [u8; CLUSTER] = [0; CLUSTER];
@@ -273,7 +273,7 @@ impl Router {
                 tokio::spawn(async move {
                     let contents = match router.read_clusters(vdisk, &clusters).await {
                         Ok(contents) => contents,
-                        Err(error) => return responder.fail(unreadable(&error)),
+                        Err(error) => return responder.fail(read_failed(&error)),
                     };
                     match router.wait_to_answer(vdisk).await {
                         Ok(()) => answer(range, &clusters, contents, responder),
@@ -368,7 +368,7 @@ impl Router {
                                 self.ask_for_rebuild(vdisk, reason);
                             }
                         })
-                        .map_err(|error: ReadError| unreadable(&error))?
+                        .map_err(|error: ReadError| read_failed(&error))?
                 }
             };
             at = Cluster(at.0 + len);

@@ -265,7 +265,7 @@ impl Router {
                     tokio::spawn(async move {
                         let content = router.read_clusters(vdisk, &clusters).await;
                         let content = content.map(|content| ragged_of(clusters, content));
-                        let content = content.map_err(|error| unreadable(&error));
+                        let content = content.map_err(|error| read_failed(&error));
                         let mut actions = Vec::new();
                         router.state().ragged_read(vdisk, ticket, content, &mut actions);
                         router.wake_append();
@@ -303,8 +303,16 @@ fn ragged_of(clusters: Vec<Cluster>, content: Vec<Content>) -> Ragged {
         .collect()
 }
 
-/// L5: an I/O error, never zeroes.
+/// L5: an I/O error, never zeroes; and only where the data are at fault. What passes is waited for.
 #[must_use]
-pub fn unreadable(error: &ReadError) -> WireError {
-    WireError::retry(code::UNREADABLE, error.to_string())
+pub fn read_failed(error: &ReadError) -> WireError {
+    let code = match error {
+        ReadError::Gone { .. } | ReadError::Damaged { .. } => code::UNREADABLE,
+        ReadError::Backend { .. }
+        | ReadError::Map(_)
+        | ReadError::MapDamaged(_)
+        | ReadError::MapBehind(_)
+        | ReadError::Stopping => code::RECOVERING,
+    };
+    WireError::retry(code, error.to_string())
 }

@@ -64,7 +64,7 @@ pub struct Settings {
     pub io_deadline: Option<Duration>,
     /// A call unanswered this long condemns its connection.
     pub call_timeout: Duration,
-    /// How long a read is tried again that the backend can't serve now.
+    /// How long a request is tried again that the backend can't serve now, from the first time that it says so.
     pub unreadable_patience: Duration,
     /// Other edges write too: what is acknowledged may be overwritten by them and is never sent again (P5).
     pub shared: bool,
@@ -307,11 +307,37 @@ enum CallKind {
     ReplayComplete,
 }
 
-/// How often something was tried, and since when.
-#[derive(Debug, Clone, Copy)]
+/// How often something was tried, and since when its data can't be read.
+#[derive(Debug, Clone, Copy, Default)]
 struct Tries {
     count: u32,
-    first: Now,
+    unreadable: Option<Now>,
+}
+
+impl Tries {
+    /// One more failure. Patience counts from the first of those in a row that say "unreadable": what was waited for
+    /// otherwise, an owner say, is no reason to give up.
+    fn note(&mut self, now: Now, failure: &Failure) {
+        self.count = self.count.saturating_add(1);
+        self.unreadable = match failure {
+            Failure::Unreadable => self.unreadable.or(Some(now)),
+            Failure::Retry
+            | Failure::Damaged
+            | Failure::Refused(_)
+            | Failure::Lost
+            | Failure::Elsewhere(_)
+            | Failure::Fenced => None,
+        };
+    }
+
+    /// The next connection's answers count for themselves.
+    const fn elsewhere(self) -> Self {
+        Self { unreadable: None, ..self }
+    }
+
+    fn unreadable_for(&self, now: Now) -> Duration {
+        self.unreadable.map_or(Duration::ZERO, |since| now.since(since))
+    }
 }
 
 #[derive(Debug)]
@@ -405,13 +431,13 @@ impl<T> Session<T> {
                 let key = self.open(now, ticket, (OpKind::Read, pieces.len()));
                 for (piece, (offset, len)) in pieces.into_iter().enumerate() {
                     let len = model::u32_of(model::usize_of(len));
-                    let tries = Tries { count: 0, first: now };
+                    let tries = Tries::default();
                     self.asks.push_back((Ask::Read { op: key, piece, offset, len }, tries));
                 }
             }
             Op::BlockStatus { offset, len, extents_max } => {
                 let key = self.open(now, ticket, (OpKind::Status, 1));
-                let tries = Tries { count: 0, first: now };
+                let tries = Tries::default();
                 self.asks.push_back((Ask::Status { op: key, offset, len, extents_max }, tries));
             }
             Op::Unmap { offset, len, kind, durability } => {

@@ -75,13 +75,15 @@ impl<T> Session<T> {
 
     fn change_failed(&mut self, now: Now, seq: RequestSeq, failure: Failure) {
         let Some(entry) = self.log.get_mut(seq) else { return };
-        let (acknowledged, tries) = (entry.acknowledged, entry.tries);
-        entry.tries = tries.saturating_add(1);
+        let (acknowledged, tries) = (entry.acknowledged, entry.tries.count);
+        entry.tries.note(now, &failure);
+        let patient = entry.tries.unreadable_for(now) < self.settings.unreadable_patience;
         let Some(failure) = self.common(failure) else { return };
         self.stats.damaged += u64::from(failure == Failure::Damaged);
         match failure {
             // An acknowledged change is never given up for a passing reason (L1).
             Failure::Unreadable | Failure::Damaged if acknowledged => self.rest(now, seq, tries),
+            Failure::Unreadable if patient => self.rest(now, seq, tries),
             Failure::Damaged if tries < DAMAGED_MAX => self.rest(now, seq, tries),
             Failure::Unreadable | Failure::Damaged => self.give_up(seq, IoError::Io),
             Failure::Refused(why) => self.give_up(seq, why),
@@ -147,15 +149,15 @@ impl<T> Session<T> {
 
     fn ask_failed(&mut self, now: Now, (ask, mut tries): (Ask, Tries), failure: Failure) {
         let (Ask::Read { op, .. } | Ask::Status { op, .. }) = ask;
-        let (count, first) = (tries.count, tries.first);
-        tries.count = count.saturating_add(1);
+        let count = tries.count;
+        tries.note(now, &failure);
         if matches!(failure, Failure::Lost | Failure::Elsewhere(_) | Failure::Fenced) {
             self.asks.push_front((ask, tries));
             self.common(failure);
             return;
         }
         self.stats.damaged += u64::from(failure == Failure::Damaged);
-        let patient = now.since(first) < self.settings.unreadable_patience;
+        let patient = tries.unreadable_for(now) < self.settings.unreadable_patience;
         let again = match failure {
             Failure::Retry => true,
             Failure::Unreadable => patient,

@@ -23,7 +23,7 @@ impl<T> Session<T> {
         let again = std::mem::take(&mut self.again);
         for (_, again) in again {
             match again {
-                super::Again::Ask { ask, tries } => self.asks.push_back((ask, tries)),
+                super::Again::Ask { ask, tries } => self.asks.push_back((ask, tries.elsewhere())),
                 super::Again::Flush(waiters) => self.flush_waiters.extend(waiters),
                 // Their log entries are looked at when a connection stands again.
                 super::Again::Change(_) | super::Again::ReplayComplete => {}
@@ -31,7 +31,7 @@ impl<T> Session<T> {
         }
         for call in calls {
             match call.what {
-                CallKind::Ask { ask, tries } => self.asks.push_back((ask, tries)),
+                CallKind::Ask { ask, tries } => self.asks.push_back((ask, tries.elsewhere())),
                 CallKind::Flush { waiters, .. } => self.flush_waiters.extend(waiters),
                 CallKind::Change(_) | CallKind::ReplayComplete => {}
             }
@@ -97,7 +97,7 @@ impl<T> Session<T> {
             (State::Applied(_), _) if same_home => {}
             (State::Applied(_), true) => self.log.set_state(seq, State::Applied(Lsn::ZERO)),
             (State::Applied(_) | State::Due | State::Sent | State::Resting, false) => {
-                entry.tries = 0;
+                entry.tries = super::Tries::default();
                 self.log.set_state(seq, State::Due);
             }
             (State::Due | State::Sent | State::Resting, true) => {

@@ -3,6 +3,7 @@
 //! Invariant: `unapplied` lists exactly the entries that aren't `Applied`, in order of their numbers; two entries that
 //! overlap are never both sent and unapplied.
 
+use super::Tries;
 use crate::slab::Key;
 use bytes::Bytes;
 use model::{ByteRange, Lsn, RequestSeq};
@@ -66,7 +67,7 @@ pub(super) struct Entry {
     pub(super) state: State,
     /// The user was told that it is done.
     pub(super) acknowledged: bool,
-    pub(super) tries: u32,
+    pub(super) tries: Tries,
 }
 
 #[derive(Debug)]

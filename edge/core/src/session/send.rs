@@ -119,7 +119,7 @@ impl<T> Session<T> {
                 op: Some(op),
                 state: State::Sent,
                 acknowledged: false,
-                tries: 0,
+                tries: Tries::default(),
             };
             self.log.push(seq, entry);
             self.send_change(now, seq);

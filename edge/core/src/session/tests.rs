@@ -380,6 +380,50 @@ fn an_acknowledged_write_that_cannot_be_replayed_is_reported() {
     assert_eq!(play.lost, [RequestSeq(1)]);
 }
 
+/// Answers "unreadable" each time it is asked, and returns how long it took until the user was told.
+fn given_up_after(play: &mut Play, which: impl Fn(&Request) -> bool) -> Duration {
+    let (start, told) = (play.now, play.replies.len());
+    while play.replies.len() == told {
+        let key = play.take(&which);
+        play.answer(key, Err(Failure::Unreadable));
+        if play.replies.len() == told {
+            play.later(Duration::from_secs(1));
+        }
+        assert!(play.now.since(start) < Duration::from_secs(60), "tried for ever");
+    }
+    play.now.since(start)
+}
+
+#[test]
+fn patience_with_what_cant_be_read_begins_when_that_is_said() {
+    let patience = Settings::default().unreadable_patience;
+    let enough = patience..patience + Duration::from_secs(2);
+    let mut play = Play::live();
+    let is_read = |request: &Request| matches!(request, Request::Read(_));
+    let is_write = |request: &Request| matches!(request, Request::Write(..));
+    play.submit(Op::Read { offset: 0, len: 4096 }, 1);
+    play.write(2, 8192, NORMAL);
+    // An owner that dies, and one that recovers: longer than the patience.
+    play.later(patience);
+    play.attach(2, &[]);
+    play.later(patience);
+    let write = play.take(is_write);
+    play.answer(write, Err(Failure::Unreadable));
+    assert_eq!(play.replies, [], "a write has patience too");
+    play.later(patience);
+    let write = play.take(is_write);
+    play.answer(write, Err(Failure::Retry));
+    play.later(patience);
+    // Others were the reason since.
+    assert!(enough.contains(&given_up_after(&mut play, is_write)));
+    assert_eq!(play.replies.pop(), Some((2, Err(IoError::Io))));
+    let void = play.take(|request| matches!(request, Request::Unmap(unmap) if unmap.len == 0));
+    play.answer(void, Ok(Answer::Applied { epoch: Epoch(2), lsn: Lsn(1) }));
+    play.finish_replay();
+    assert!(enough.contains(&given_up_after(&mut play, is_read)));
+    assert_eq!(play.replies.pop(), Some((1, Err(IoError::Io))));
+}
+
 #[test]
 fn the_log_is_bounded_and_flushes_itself() {
     let mut play =
