@@ -87,7 +87,10 @@ impl Register {
         Found {
             epoch: Some(self.epoch),
             head: self.head,
-            existing: self.manifests.get(&object).map(|manifest| manifest.digest),
+            existing: self
+                .manifests
+                .get(&object)
+                .map(|manifest| (manifest.digest, manifest.attempt)),
         }
     }
 }

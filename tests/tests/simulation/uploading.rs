@@ -280,6 +280,7 @@ impl Storage {
             epoch: job.put.object.epoch,
             expected_head: job.put.expected_head,
             digest: job.manifest.digest,
+            attempt: job.manifest.attempt,
         };
         let in_time = now < job.deadline;
         let (count, result) = match judge(&asked, found) {
@@ -293,7 +294,7 @@ impl Storage {
             Refusal::NotYet | Refusal::WrongHead => {
                 ("commit: refused, wrong head", Err(Refused::WrongHead))
             }
-            Refusal::NoNamespace | Refusal::Conflict => {
+            Refusal::NoNamespace | Refusal::Conflict | Refusal::Mine => {
                 panic!("{}: an object is sealed once (P21), found {found:?}", attempt.object)
             }
         };
