@@ -319,6 +319,7 @@ impl Router {
         resize: &ResizeVdisk,
     ) -> Result<VdiskInfo, WireError> {
         check_size(resize.size_bytes)?;
+        self.all_replayed(vdisk)?;
         let old = self.state().serving(vdisk)?.core.size_bytes;
         if resize.size_bytes < old {
             if !resize.force {
@@ -348,6 +349,14 @@ impl Router {
             serving.record = changed.value;
         }
         self.show(vdisk)
+    }
+
+    /// P6: what an edge hasn't replayed yet was acknowledged all the same.
+    fn all_replayed(&self, vdisk: VdiskId) -> Result<(), WireError> {
+        if self.state().serving(vdisk)?.awaiting.is_empty() {
+            return Ok(());
+        }
+        Err(WireError::retry(code::RECOVERING, "waiting for attached edges to replay"))
     }
 
     async fn check_unmapped(&self, vdisk: VdiskId, from: u64, to: u64) -> Result<(), WireError> {
@@ -445,6 +454,7 @@ impl Router {
         vdisk: VdiskId,
         patience: Option<Duration>,
     ) -> Result<SyncDone, WireError> {
+        self.all_replayed(vdisk)?;
         let patience = patience.unwrap_or(SYNC_PATIENCE);
         let start = boot_now();
         let left = || patience.saturating_sub(boot_now().since(start));

@@ -13,6 +13,7 @@ use model::{AttachmentGeneration, VdiskId};
 use runtime::clock::boot_now;
 use runtime::peer::Peer;
 use runtime::rpc::Responder;
+use tokio::time::Instant;
 use wire::WireError;
 use wire::dtl::DtlMode;
 use wire::facts::{AttachmentMode, AttachmentRecord, AttachmentsRecord, VdiskRecord};
@@ -100,15 +101,33 @@ fn decide(
     Ok((AttachmentsRecord { last_generation: mine.generation, live }, mine))
 }
 
+/// Whether somebody still waits for the answer.
+type Awaited<'a> = &'a (dyn Fn() -> bool + Sync);
+
+enum Outcome {
+    Changed,
+    /// Somebody else was quicker: look again.
+    Conflict,
+}
+
 impl Router {
-    pub async fn attach(self: Arc<Self>, attach: Attach, peer: Arc<Peer>, responder: Responder) {
-        responder.finish(self.attach_by_name(&attach, &peer).await);
+    pub async fn attach(
+        self: Arc<Self>,
+        attach: Attach,
+        (peer, deadline): (Arc<Peer>, Option<Instant>),
+        responder: Responder,
+    ) {
+        let in_time = || deadline.is_none_or(|deadline| Instant::now() < deadline);
+        let is_awaited = || !responder.is_gone() && in_time();
+        let attached = self.attach_by_name(&attach, &peer, &is_awaited).await;
+        responder.finish(attached);
     }
 
     async fn attach_by_name(
         self: &Arc<Self>,
         attach: &Attach,
         peer: &Arc<Peer>,
+        is_awaited: Awaited<'_>,
     ) -> Result<Attached, WireError> {
         let vdisk = match self.owned_by_name(&attach.name).await {
             Err(error) if error.code == code::NOT_OWNER => {
@@ -122,14 +141,15 @@ impl Router {
         };
         // Not for ever: the edge wants to hear what it waits for.
         let _ = tokio::time::timeout(OPENING_PATIENCE, self.wait_served(vdisk)).await;
-        self.attach_to(vdisk, attach, peer).await
+        self.attach_to(vdisk, attach, peer, is_awaited).await
     }
 
     async fn attach_to(
-        &self,
+        self: &Arc<Self>,
         vdisk: VdiskId,
         attach: &Attach,
         peer: &Arc<Peer>,
+        is_awaited: Awaited<'_>,
     ) -> Result<Attached, WireError> {
         if let Some(attached) = self.attach_again(vdisk, attach, peer)? {
             return Ok(attached);
@@ -144,17 +164,20 @@ impl Router {
             let (old, bytes) =
                 self.facts.attachments(vdisk).await.map_err(|error| error.to_wire())?;
             let (new, mine) = decide(attach, &old, dtl)?;
-            if new != old {
-                match self.facts.change_attachments(&owner, bytes, &new).await {
-                    Ok(()) => {}
-                    Err(error) if error.is_conflict() => continue,
-                    Err(error) => return Err(error.to_wire()),
-                }
+            // The same edge may have asked anew since, and what nobody hears would fence what it was given then (P4).
+            if !is_awaited() {
+                return Err(WireError::retry(code::RECOVERING, "nobody waits for this attach"));
+            }
+            if new == old {
+                let mut state = self.state();
+                return Ok(self.admit_session(state.serving(vdisk)?, attach, &mine, peer));
+            }
+            match self.change(&owner, bytes, new).await? {
+                Outcome::Changed => {}
+                Outcome::Conflict => continue,
             }
             let mut state = self.state();
-            let serving = state.serving(vdisk)?;
-            self.follow(serving, new);
-            return Ok(self.admit_session(serving, attach, &mine, peer));
+            return Ok(self.admit_session(state.serving(vdisk)?, attach, &mine, peer));
         }
         Err(WireError::retry(code::RECOVERING, "others keep changing the attachments; try again"))
     }
@@ -206,33 +229,71 @@ impl Router {
         }
     }
 
-    /// The record changed: fences whoever isn't in it any more, before anyone is answered.
-    fn follow(&self, serving: &mut Serving, new: AttachmentsRecord) {
+    /// Changes the record, and fences whoever isn't in it any more before anyone is answered.
+    async fn change(
+        self: &Arc<Self>,
+        owner: &VdiskRecord,
+        old: Option<Bytes>,
+        new: AttachmentsRecord,
+    ) -> Result<Outcome, WireError> {
+        let revision = match self.facts.change_attachments(owner, old, &new).await {
+            Ok(revision) => revision,
+            Err(error) if error.is_conflict() => {
+                self.read_record_again(owner).await?;
+                return Ok(Outcome::Conflict);
+            }
+            Err(error) => return Err(error.to_wire()),
+        };
         let live: BTreeSet<AttachmentGeneration> =
             new.live.iter().map(|live| live.generation).collect();
-        let fenced: Vec<AttachmentGeneration> = serving
-            .attachments
-            .live
-            .iter()
-            .map(|l| l.generation)
-            .filter(|g| !live.contains(g))
-            .collect();
-        serving.attachments = new;
         let error = WireError::refuse(code::ATTACHMENT_FENCED, "another edge took this vDisk over");
-        for generation in fenced {
-            serving.sessions.remove(&generation);
-            serving.awaiting.remove(&generation);
-            serving.drop_queue_of(generation, &error);
+        let mut actions = Vec::new();
+        {
+            let mut state = self.state();
+            let serving = state.serving(owner.vdisk)?;
+            // An answer may come late, when others have changed it further (P4).
+            if serving.core.epoch() != owner.epoch || revision <= serving.attachments_at {
+                let message = "the attachments have changed further; try again";
+                return Err(WireError::retry(code::RECOVERING, message));
+            }
+            let before = std::mem::replace(&mut serving.attachments, new);
+            serving.attachments_at = revision;
+            let generations = before.live.iter().map(|live| live.generation);
+            let fenced: Vec<_> = generations.filter(|one| !live.contains(one)).collect();
+            for generation in &fenced {
+                serving.sessions.remove(generation);
+                serving.awaiting.remove(generation);
+            }
+            serving.core.applied_mut().retain(|generation| live.contains(&generation));
+            serving.note_sharing();
+            for generation in fenced {
+                state.drop_queue_of((owner.vdisk, generation), &error, &mut actions);
+            }
         }
-        serving.core.applied_mut().retain(|generation| live.contains(&generation));
-        serving.note_sharing();
+        self.run_actions(actions);
+        Ok(Outcome::Changed)
+    }
+
+    /// The vDisk's record may have changed without this router hearing of it, when an answer was lost.
+    async fn read_record_again(&self, known: &VdiskRecord) -> Result<(), WireError> {
+        let read = self.facts.vdisk(known.vdisk).await.map_err(|error| error.to_wire())?;
+        let mut state = self.state();
+        let serving = state.serving(known.vdisk)?;
+        if let Some(read) = read
+            && (read.value.owner, read.value.epoch) == (known.owner, known.epoch)
+            && serving.core.epoch() == known.epoch
+        {
+            serving.core.size_bytes = read.value.size_bytes;
+            serving.record = read.value;
+        }
+        Ok(())
     }
 
     pub async fn detach(self: Arc<Self>, detach: Detach, responder: Responder) {
         responder.finish(self.end_attachment(&detach).await);
     }
 
-    async fn end_attachment(&self, detach: &Detach) -> Result<(), WireError> {
+    async fn end_attachment(self: &Arc<Self>, detach: &Detach) -> Result<(), WireError> {
         for _ in 0..TRIES {
             let owner: VdiskRecord = {
                 let mut state = self.state();
@@ -244,14 +305,12 @@ impl Router {
                 self.facts.attachments(detach.vdisk).await.map_err(|error| error.to_wire())?;
             let mut new = old.clone();
             new.live.retain(|live| live.generation != detach.generation);
-            match self.facts.change_attachments(&owner, bytes, &new).await {
-                Ok(()) => {}
-                Err(error) if error.is_conflict() => continue,
-                Err(error) => return Err(error.to_wire()),
+            match self.change(&owner, bytes, new).await? {
+                Outcome::Changed => {}
+                Outcome::Conflict => continue,
             }
             let mut state = self.state();
             let serving = state.serving(detach.vdisk)?;
-            self.follow(serving, new);
             // The last writer is gone: what is pending goes to the backend rather than wait for more.
             serving.core.seal();
             serving.committer.notify_one();

@@ -54,7 +54,7 @@ impl Router {
                 (units, Arc::clone(&serving.committer), damaged)
             };
             if damaged {
-                self.rebuild_map(vdisk).await;
+                self.rebuild_map(vdisk, epoch).await;
             }
             for unit in units {
                 let router = Arc::clone(&self);
@@ -64,17 +64,18 @@ impl Router {
                 () = wake.notified() => {}
                 () = self.stop.wait() => return,
                 Some(stored) = puts.join_next() => match stored {
-                    Ok(Stored::Done(object)) => self.committed(vdisk, object).await,
+                    Ok(Stored::Done(object)) => self.committed((vdisk, epoch), object).await,
                     Ok(Stored::Fenced(reason)) => {
-                        self.leave(vdisk, Slot::Fenced(reason));
+                        self.leave_at((vdisk, epoch), Slot::Fenced(reason));
                         return;
                     }
                     Ok(Stored::Broken(reason)) => {
-                        self.leave(vdisk, Slot::Gap(reason));
+                        self.leave_at((vdisk, epoch), Slot::Gap(reason));
                         return;
                     }
                     Err(error) => {
-                        self.leave(vdisk, Slot::Gap(format!("storing a SCO failed: {error}")));
+                        let reason = format!("storing a SCO failed: {error}");
+                        self.leave_at((vdisk, epoch), Slot::Gap(reason));
                         return;
                     }
                 },
@@ -140,7 +141,7 @@ impl Router {
     }
 
     /// A put succeeded: follow with the map, then forget and free what is committed now.
-    async fn committed(self: &Arc<Self>, vdisk: VdiskId, object: ObjectId) {
+    async fn committed(self: &Arc<Self>, (vdisk, epoch): (VdiskId, Epoch), object: ObjectId) {
         let done: Vec<Committed> = match self.state().serving(vdisk) {
             Ok(serving) => serving.core.unit_done(object),
             Err(_) => return,
@@ -161,7 +162,7 @@ impl Router {
             };
             if let Some(problem) = problem {
                 tracing::error!(%vdisk, problem, "the page map can't follow; it is rebuilt");
-                self.rebuild_map(vdisk).await;
+                self.rebuild_map(vdisk, epoch).await;
             }
             {
                 let mut state = self.state();
@@ -174,9 +175,10 @@ impl Router {
         }
     }
 
-    /// Throws the map away and follows every TLog of the backend (L6); tries until it works or the router stops.
-    async fn rebuild_map(&self, vdisk: VdiskId) {
-        loop {
+    /// Throws the map away and follows every TLog of the backend (L6); tries until it works, or the vDisk isn't served
+    /// under this epoch any more: then the map is somebody else's to open.
+    async fn rebuild_map(&self, vdisk: VdiskId, epoch: Epoch) {
+        while self.state().serving(vdisk).is_ok_and(|serving| serving.core.epoch() == epoch) {
             let maps = self.maps.clone();
             let erased = tokio::task::spawn_blocking(move || {
                 maps.erase(vdisk)?;
@@ -195,6 +197,13 @@ impl Router {
                 () = self.stop.wait() => return,
                 () = tokio::time::sleep(jitter(PAUSE_MAX)) => {}
             }
+        }
+    }
+
+    /// As [`Self::leave`], unless the vDisk isn't served under this epoch any more.
+    pub fn leave_at(&self, (vdisk, epoch): (VdiskId, Epoch), slot: Slot) {
+        if self.state().serving(vdisk).is_ok_and(|serving| serving.core.epoch() == epoch) {
+            self.leave(vdisk, slot);
         }
     }
 

@@ -10,7 +10,7 @@ use arakoon_client::{
     Transaction,
 };
 use bytes::Bytes;
-use model::{Incarnation, RouterId, VdiskId};
+use model::{Incarnation, Revision, RouterId, VdiskId};
 use wire::WireError;
 use wire::dtl::DtlMode;
 use wire::facts::{
@@ -300,13 +300,12 @@ impl Facts {
         owner: &VdiskRecord,
         old: Option<Bytes>,
         new: &AttachmentsRecord,
-    ) -> Result<(), FactsError> {
+    ) -> Result<Revision, FactsError> {
         let key = key::attachments(owner.vdisk);
         let transaction = Transaction::new()
             .assert_value(key::vdisk(owner.vdisk), owner.to_record())
             .assert_is(&key, old)
             .set(&key, new.to_record());
-        self.client.commit(transaction).await?;
-        Ok(())
+        Ok(self.client.commit(transaction).await?)
     }
 }

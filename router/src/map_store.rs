@@ -120,9 +120,14 @@ enum Known {
     Ask(u64),
 }
 
+/// Maps that may change at the same time, if their vDisks don't share a lock.
+const CHANGING: usize = 16;
+
 struct Shared {
     place: Place,
     tables: Mutex<BTreeMap<VdiskId, Table>>,
+    /// One of them is held while a map takes a TLog or is opened: each step rests on the one before.
+    changing: [Mutex<()>; CHANGING],
     clean: Cache<(VdiskId, u64), Arc<Page>>,
     empty: Arc<Page>,
 }
@@ -142,6 +147,7 @@ impl MapStore {
         let shared = Shared {
             place,
             tables: Mutex::default(),
+            changing: Default::default(),
             clean: Cache::new(pages),
             empty: Arc::new(Page::default()),
         };
@@ -152,11 +158,17 @@ impl MapStore {
         self.shared.tables.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn changing(&self, vdisk: VdiskId) -> MutexGuard<'_, ()> {
+        let lock = model::usize_of(u64::try_from(vdisk.0 % CHANGING as u128).expect("small"));
+        self.shared.changing[lock].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Reads what is stored of a vDisk's map; blocking. What is damaged is thrown away: the map is empty then (L6).
     ///
     /// # Errors
     /// When the store fails.
     pub fn open_table(&self, vdisk: VdiskId) -> Result<MapState, MapError> {
+        let _changing = self.changing(vdisk);
         let (state, epochs) = match self.read_table(vdisk) {
             Err(error) if error.is_damage() => {
                 tracing::error!(%vdisk, %error, "the page map is damaged; it is rebuilt from the backend");
@@ -395,13 +407,19 @@ impl MapStore {
     /// Follows a committed TLog; blocking. TLogs must come in order of commit; one that the map holds changes nothing.
     ///
     /// # Errors
-    /// When the store fails or a page is damaged; the map must be rebuilt then.
+    /// When the store fails, a page is damaged, or TLogs are missing in between; the map must be rebuilt then.
     pub fn apply(&self, tlog: &Tlog) -> Result<(), MapError> {
         let vdisk = tlog.object.vdisk;
         let delta = Delta::of(tlog);
+        let _changing = self.changing(vdisk);
         let state = self.state(vdisk).ok_or(MapError::Closed(vdisk))?;
         if tlog.last_lsn <= state.last_lsn {
             return Ok(());
+        }
+        // Whoever else had the map may have gone back to what is on disk: a hole in it would be data of the past (L5).
+        if tlog.first_lsn != state.last_lsn.next() {
+            let problem = format!("LSN {} follows {}", tlog.first_lsn, state.last_lsn);
+            return Err(MapError::Mismatch { vdisk, problem });
         }
         let mut totals = state.totals;
         for (start, end) in &delta.dropped {

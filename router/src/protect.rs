@@ -238,7 +238,8 @@ impl Router {
                 return;
             }
             if fenced {
-                self.leave(vdisk, Slot::Fenced("a later claim sealed its DTL".to_owned()));
+                let reason = "a later claim sealed its DTL".to_owned();
+                self.leave_at((vdisk, epoch), Slot::Fenced(reason));
                 return;
             }
             if renewal.as_ref().is_none_or(JoinHandle::is_finished)

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use model::{ByteRange, Cluster, ClusterRange, ObjectId, ScoNumber, VdiskId};
+use model::{ByteRange, Cluster, ClusterRange, Epoch, ObjectId, ScoNumber, VdiskId};
 use router_core::overlay::{Lookup, RunKind};
 use router_core::page::{Location, PAGE_CLUSTERS, Page, place};
 use router_core::sco::Frame;
@@ -19,7 +19,7 @@ use wire::router::{Extent, ExtentKind, Extents, ReadDone, code};
 use crate::frames::{Fetched, FrameKey, ReadError};
 use crate::map_store::MapError;
 use crate::router::{Router, read_failed};
-use crate::state::Slot;
+use crate::state::{Serving, Slot};
 
 static ZEROES: [u8; CLUSTER] = [0; CLUSTER];
 /// CRC-32C of a cluster of zeroes.
@@ -264,6 +264,9 @@ impl Router {
     pub fn read(self: &Arc<Self>, vdisk: VdiskId, range: ByteRange, responder: Responder) {
         let clusters: Vec<Cluster> = range.clusters_touched().iter().collect();
         let ahead = self.note_read(vdisk, range);
+        let Ok(epoch) = self.state().serving(vdisk).map(|serving| serving.core.epoch()) else {
+            return responder.fail(opened_anew());
+        };
         match self.peek_all(vdisk, &clusters) {
             Some(contents) if self.may_answer(vdisk) => {
                 answer(range, &clusters, contents, responder);
@@ -275,7 +278,7 @@ impl Router {
                         Ok(contents) => contents,
                         Err(error) => return responder.fail(read_failed(&error)),
                     };
-                    match router.wait_to_answer(vdisk).await {
+                    match router.wait_to_answer((vdisk, epoch)).await {
                         Ok(()) => answer(range, &clusters, contents, responder),
                         Err(error) => responder.fail(error),
                     }
@@ -304,20 +307,34 @@ impl Router {
         }
     }
 
-    /// P16: waits until data that were gathered before now may be answered.
+    /// P16: waits until data that were gathered before now, under this epoch, may be answered.
     ///
     /// # Errors
     /// When the right to read doesn't come in time, or the vDisk isn't served here any more.
-    pub async fn wait_to_answer(&self, vdisk: VdiskId) -> Result<(), WireError> {
-        let waits_for = self.state().serving(vdisk)?.wait_to_show();
+    pub async fn wait_to_answer(&self, (vdisk, epoch): (VdiskId, Epoch)) -> Result<(), WireError> {
+        let waits_for = self.serving_at(vdisk, epoch, Serving::wait_to_show)?;
         if let Some((right, seen)) = waits_for {
             right.wait(seen).await?;
         }
         // The next owner may serve already: it needs nothing of this one once the record has changed.
-        if self.state().serving(vdisk)?.handing_over {
+        if self.serving_at(vdisk, epoch, |serving| serving.handing_over)? {
             return Err(WireError::retry(code::RECOVERING, "the vDisk is being handed over"));
         }
         Ok(())
+    }
+
+    /// It may have been away meanwhile: what was gathered before says nothing of what is there now.
+    fn serving_at<T>(
+        &self,
+        vdisk: VdiskId,
+        epoch: Epoch,
+        ask: impl FnOnce(&mut Serving) -> T,
+    ) -> Result<T, WireError> {
+        let mut state = self.state();
+        match state.serving(vdisk)? {
+            serving if serving.core.epoch() == epoch => Ok(ask(serving)),
+            _ => Err(opened_anew()),
+        }
     }
 
     /// Remembers where readers are; returns what to fetch ahead of a sequential one.
@@ -380,6 +397,10 @@ impl Router {
         runs.truncate(extents_max.max(1));
         Ok(Extents { extents: clip(range, &runs) })
     }
+}
+
+fn opened_anew() -> WireError {
+    WireError::retry(code::RECOVERING, "the vDisk was opened anew meanwhile")
 }
 
 /// The kind of the map from `at` on, and for how many clusters (at most to the end of its page, or of a gap).

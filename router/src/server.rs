@@ -260,14 +260,16 @@ impl Server {
                 }
                 let max = ask.extents_max.clamp(1, EXTENTS_MAX) as usize;
                 spawn(responder, async move {
+                    let epoch = router.state().serving(ask.vdisk)?.core.epoch();
                     let found = router.block_status(ask.vdisk, range, max).await;
-                    router.wait_to_answer(ask.vdisk).await?;
+                    router.wait_to_answer((ask.vdisk, epoch)).await?;
                     found
                 });
             }
             method::ATTACH => {
                 let attach: Attach = checked!(responder, request.decode());
-                tokio::spawn(router.attach(attach, Arc::clone(&request.peer), responder));
+                let asker = (Arc::clone(&request.peer), request.deadline);
+                tokio::spawn(router.attach(attach, asker, responder));
             }
             method::DETACH => {
                 let detach: Detach = checked!(responder, request.decode());

@@ -17,7 +17,8 @@ use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use model::{
-    AttachmentGeneration, ByteRange, Cluster, Epoch, Lsn, Now, ObjectId, RequestSeq, VdiskId,
+    AttachmentGeneration, ByteRange, Cluster, Epoch, Lsn, Now, ObjectId, RequestSeq, Revision,
+    VdiskId,
 };
 use router_core::CLUSTER;
 use router_core::contest::Ruled;
@@ -144,6 +145,8 @@ pub struct Serving {
     pub core: Volume,
     pub record: VdiskRecord,
     pub attachments: AttachmentsRecord,
+    /// Of the last change of them.
+    pub attachments_at: Revision,
     pub sessions: BTreeMap<AttachmentGeneration, Session>,
     /// Writers whose replay isn't complete: reads wait for them (P6).
     pub awaiting: BTreeSet<AttachmentGeneration>,
@@ -189,6 +192,7 @@ impl Serving {
             core,
             record,
             attachments,
+            attachments_at: Revision(0),
             sessions: BTreeMap::new(),
             awaiting: BTreeSet::new(),
             locks: RangeLock::default(),
@@ -245,17 +249,6 @@ impl Serving {
         self.locks = RangeLock::default();
         if let Some(protection) = &mut self.protection {
             protection.fail(error);
-        }
-    }
-
-    /// Drops what a fenced attachment has queued (P4).
-    pub fn drop_queue_of(&mut self, generation: AttachmentGeneration, error: &WireError) {
-        let (fenced, kept): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut self.gate)
-            .into_iter()
-            .partition(|gated| gated.job.generation == generation);
-        self.gate = kept;
-        for gated in fenced {
-            gated.job.fail(error);
         }
     }
 

@@ -192,3 +192,19 @@ fn files_that_rocksdb_cannot_read_are_replaced_under_way() {
     assert!(matches!(store.load(other, 0), Err(MapError::Closed(_))));
     assert!(outer.path().join("map.damaged").is_dir());
 }
+
+/// Who has the map goes on with the TLog after its last, while somebody else has opened what is on disk.
+#[test]
+fn a_tlog_that_does_not_join_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = MapStore::open(dir.path(), 1 << 20).unwrap();
+    store.open_table(VDISK).unwrap();
+    store.apply(&tlog(1, &[], &[(5, 3)])).unwrap();
+    store.write_back(VDISK).unwrap();
+    store.apply(&tlog(2, &[], &[(9, 3)])).unwrap();
+    store.open_table(VDISK).unwrap();
+    let error = store.apply(&tlog(3, &[], &[(20, 3)])).unwrap_err();
+    assert!(matches!(error, MapError::Mismatch { .. }) && error.is_damage(), "{error}");
+    store.apply(&tlog(2, &[], &[(9, 3)])).unwrap();
+    store.apply(&tlog(3, &[], &[(20, 3)])).unwrap();
+}

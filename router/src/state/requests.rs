@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::Bytes;
-use model::{Cluster, Now, VdiskId};
+use model::{AttachmentGeneration, Cluster, Now, VdiskId};
 use router_core::plan::{self, UnmapStep};
 use router_core::quota::{Usage, Verdict, minimum};
 use router_core::range_lock::Ticket;
@@ -187,6 +187,40 @@ impl State {
                 job.fail(&error);
                 self.unlock(vdisk, ticket, actions);
             }
+        }
+    }
+
+    /// A fenced attachment changes nothing any more: what it has queued is dropped, also what waits for a lock, for the old
+    /// content of a cluster, or for log space (P4).
+    pub fn drop_queue_of(
+        &mut self,
+        (vdisk, generation): (VdiskId, AttachmentGeneration),
+        error: &WireError,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(Slot::Serving(serving)) = self.volumes.get_mut(&vdisk) else { return };
+        let fenced = |job: &Job| job.generation == generation;
+        let gate = std::mem::take(&mut serving.gate).into_iter();
+        let (gone, kept): (VecDeque<_>, _) = gate.partition(|gated| fenced(&gated.job));
+        serving.gate = kept;
+        let mut jobs: Vec<Job> = gone.into_iter().map(|gated| gated.job).collect();
+        let stalled = std::mem::take(&mut serving.stalled).into_iter();
+        let (gone, kept): (VecDeque<_>, _) = stalled.partition(|stalled| fenced(&stalled.job));
+        serving.stalled = kept;
+        let mut tickets = Vec::new();
+        for Stalled { job, ticket, .. } in gone {
+            jobs.push(job);
+            tickets.extend(ticket);
+        }
+        for (ticket, job) in serving.locked.extract_if(.., |_, job| fenced(job)) {
+            jobs.push(job);
+            tickets.push(ticket);
+        }
+        for job in jobs {
+            job.fail(error);
+        }
+        for ticket in tickets {
+            self.unlock(vdisk, ticket, actions);
         }
     }
 

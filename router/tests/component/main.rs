@@ -8,6 +8,7 @@
     reason = "a test that is wrong about its own small numbers fails, as it should"
 )]
 
+mod attach;
 mod contest;
 mod dtl;
 mod durability;

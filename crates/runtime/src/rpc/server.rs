@@ -83,7 +83,7 @@ pub struct Responder {
     request: u64,
     queue: mpsc::Sender<OutFrame>,
     answered: bool,
-    _permits: Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)>,
+    permits: Option<(OwnedSemaphorePermit, OwnedSemaphorePermit)>,
 }
 
 impl Responder {
@@ -105,6 +105,13 @@ impl Responder {
     #[expect(clippy::needless_pass_by_value, reason = "callers end with an error in hand")]
     pub fn fail(mut self, error: WireError) {
         self.send_failure(&error);
+    }
+
+    /// The connection is lost: nobody hears the answer.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        let closed = |(requests, _): &(OwnedSemaphorePermit, _)| requests.semaphore().is_closed();
+        self.queue.is_closed() || self.permits.as_ref().is_some_and(closed)
     }
 
     /// `reply` without payload, or `fail`.
@@ -181,6 +188,15 @@ pub async fn serve(
     .await;
 }
 
+/// Closed when nothing more is read, which those who answer can see.
+struct Closing(Arc<Semaphore>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
 struct Context {
     identity: Arc<Identity>,
     service: Arc<dyn Service>,
@@ -225,6 +241,7 @@ impl Context {
 
     async fn read(&self, mut reader: FrameReader, peer: &Arc<Peer>, queue: mpsc::Sender<OutFrame>) {
         let requests = Arc::new(Semaphore::new(self.options.requests_max));
+        let _lost = Closing(Arc::clone(&requests));
         let units = self.options.payload_bytes_max.div_ceil(PAYLOAD_UNIT);
         let payloads = Arc::new(Semaphore::new(units));
         loop {
@@ -261,7 +278,7 @@ impl Context {
                 request: frame.header.request,
                 queue: queue.clone(),
                 answered: false,
-                _permits: Some((request_permit, payload_permit)),
+                permits: Some((request_permit, payload_permit)),
             };
             self.dispatch(frame, peer, responder);
         }

@@ -71,6 +71,26 @@ impl Disk {
         Ok(disk)
     }
 
+    /// Asks to attach and hangs up when there is no answer soon.
+    pub fn attach_and_hang_up(router: &Router, name: &str, edge: u128) {
+        let (asker, runtime) = (client(router, edge), runtime());
+        let (edge, edge_name) = (EdgeId(edge), format!("edge-{edge}"));
+        let attach = Attach {
+            name: name.to_owned(),
+            edge,
+            edge_name,
+            mode: AttachMode::Exclusive,
+            reclaim: None,
+            take_over: false,
+        };
+        runtime.block_on(async {
+            let call = Call::within(WITHIN);
+            let asked = asker.call::<_, Attached>(method::ATTACH, &attach, call);
+            let soon = std::time::Duration::from_millis(200);
+            tokio::time::timeout(soon, asked).await.expect_err("it was answered");
+        });
+    }
+
     fn attach_as(
         &mut self,
         reclaim: Option<AttachmentGeneration>,

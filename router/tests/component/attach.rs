@@ -1,0 +1,83 @@
+//! Attachments that end: by another edge, by a new life of their own, or while nobody listens (P4, P6).
+
+use wire::ErrorClass;
+use wire::router::{AttachMode, Durability, code};
+
+use crate::support::{Disk, World};
+
+const MIB: u64 = 1 << 20;
+/// Somewhere that isn't in memory when it is read.
+const COLD: u64 = 2 * MIB;
+
+#[test]
+fn p4_a_fenced_write_that_waits_for_the_backend_never_lands() {
+    let world = World::new();
+    let router = world.start();
+    router.create("demo", 8 * MIB);
+    let mut old = Disk::attach(&router, "demo");
+    old.write(COLD, &[1; 4096], Durability::Durable);
+    old.sync();
+    let reads = world.proxy.reads();
+    world.proxy.set_delay_ms(1500);
+    std::thread::scope(|scope| {
+        // A part of a cluster: its old content is read first.
+        let write = scope.spawn(|| old.try_write(COLD + 512, &[3; 512]));
+        while world.proxy.reads() == reads {
+            std::thread::yield_now();
+        }
+        let new = Disk::try_attach(&router, "demo", 2, AttachMode::Exclusive, true).unwrap();
+        let first = new.try_read(COLD, 4096).unwrap();
+        let refused = write.join().unwrap().expect_err("it was fenced");
+        assert_eq!(refused.code, code::ATTACHMENT_FENCED, "{refused}");
+        assert_eq!(first, [1; 4096]);
+        assert_eq!(new.try_read(COLD, 4096).unwrap(), first, "changed under its only writer");
+    });
+    world.proxy.set_delay_ms(0);
+    router.stop();
+}
+
+#[test]
+fn p4_an_attach_that_nobody_waits_for_fences_nobody() {
+    let world = World::new();
+    let mut router = world.start();
+    router.create("demo", 8 * MIB);
+    let disk = Disk::attach(&router, "demo");
+    disk.detach();
+    for round in 0..6 {
+        router.kill();
+        world.proxy.set_out(true);
+        router = world.start();
+        Disk::attach_and_hang_up(&router, "demo", 1);
+        let mut disk = std::thread::scope(|scope| {
+            let attach = scope.spawn(|| Disk::attach(&router, "demo"));
+            std::thread::sleep(std::time::Duration::from_millis(200));
+            world.proxy.set_out(false);
+            attach.join().unwrap()
+        });
+        std::thread::sleep(std::time::Duration::from_millis(100));
+        let written = disk.try_write(0, &[round; 4096]);
+        written.unwrap_or_else(|refused| panic!("round {round}: {refused}"));
+        disk.detach();
+    }
+    router.stop();
+}
+
+#[test]
+fn p6_nobody_resizes_or_calls_safe_what_edges_have_not_replayed() {
+    let world = World::new();
+    let router = world.start();
+    router.create("demo", 8 * MIB);
+    let mut disk = Disk::attach(&router, "demo");
+    disk.write(0, &[1; 4096], Durability::Durable);
+    router.kill();
+    let router = world.start();
+    disk.try_reattach(&router).unwrap();
+    let refused = router.try_resize("demo", 4 * MIB, true).unwrap_err();
+    assert_eq!(refused.class, ErrorClass::Retry, "{refused}");
+    let refused = disk.try_sync().unwrap_err();
+    assert_eq!(refused.class, ErrorClass::Retry, "{refused}");
+    disk.replay_complete();
+    disk.try_sync().unwrap();
+    router.try_resize("demo", 4 * MIB, true).unwrap();
+    router.stop();
+}
