@@ -48,13 +48,15 @@ fn p5_nobody_reads_what_could_still_be_lost() {
     let (world, owner, other, mut one) = shared();
     let two = share(&owner, 2);
     one.write(0, &[1; 4096], Durability::Normal);
-    // The DTL gets the next write and can't say so.
+    // The DTL gets the next write and can't say so, nor does the backend take its place.
+    world.proxy.set_out(true);
     world.cables().dtl.hold(Held { requests: false, answers: true });
     std::thread::scope(|scope| {
         let write = scope.spawn(|| one.try_write(0, &[2; 4096]));
         std::thread::sleep(std::time::Duration::from_millis(200));
         let refused = two.try_read(0, 4096).expect_err("its writer doesn't know yet");
         assert_eq!(refused.code, code::RECOVERING, "{refused}");
+        world.proxy.set_out(false);
         world.cables().dtl.mend();
         write.join().unwrap().unwrap();
     });
