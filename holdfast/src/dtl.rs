@@ -55,7 +55,7 @@ pub async fn run(command: DtlCommand, cluster: &Cluster) -> Result<(), Failure> 
     Ok(())
 }
 
-type Names = BTreeMap<RouterId, String>;
+pub type Names = BTreeMap<RouterId, String>;
 
 fn name_of(names: &Names, router: RouterId) -> String {
     names.get(&router).cloned().unwrap_or_else(|| router.to_string())
@@ -106,7 +106,8 @@ fn table(names: &Names, logs: &[(VdiskRecord, Option<DtlRecord>)]) -> Table {
     table
 }
 
-fn log_json(names: &Names, vdisk: &VdiskRecord, dtl: Option<&DtlRecord>) -> Value {
+/// `None`: the vDisk has no DTL.
+pub fn log_json(names: &Names, vdisk: &VdiskRecord, dtl: Option<&DtlRecord>) -> Value {
     let (name, owner) = (&vdisk.name, name_of(names, vdisk.owner));
     let Some(dtl) = dtl else {
         return json!({"name": name, "owner": owner, "epoch": vdisk.epoch.0, "mode": "none"});

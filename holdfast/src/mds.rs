@@ -33,16 +33,9 @@ pub enum MdsCommand {
 pub async fn run(command: MdsCommand, cluster: &Cluster) -> Result<(), Failure> {
     let MdsCommand::List { format } = command;
     let admin = Admin::new(cluster)?;
-    let arakoon = admin.arakoon(cluster, LIMIT);
-    let rows = arakoon.prefix(key::ROUTERS).await.map_err(arakoon_failure)?;
-    let routers: Vec<RouterRecord> =
-        rows.into_iter().filter_map(|(_, value)| RouterRecord::from_record(value).ok()).collect();
     let vdisks = vdisks(&admin, cluster).await?;
-    let mut places = Vec::new();
-    for member in cluster.of_role(ProcessRole::Router) {
-        places.push((member.id.clone(), maps_of(&admin, member).await));
-    }
-    let copies = copies(&vdisks, &routers, &places);
+    let places = places(&admin, cluster).await;
+    let copies = copies(&vdisks, &routers(&admin, cluster).await?, &places);
     if format.json {
         return print_json(&copies.iter().map(Copy::json).collect::<Vec<_>>());
     }
@@ -57,6 +50,34 @@ pub async fn run(command: MdsCommand, cluster: &Cluster) -> Result<(), Failure> 
     Ok(())
 }
 
+type Places = Vec<(String, Option<Vec<MapCopy>>)>;
+
+/// What each router says that it has.
+async fn places(admin: &Admin, cluster: &Cluster) -> Places {
+    let mut places = Vec::new();
+    for member in cluster.of_role(ProcessRole::Router) {
+        places.push((member.id.clone(), maps_of(admin, member).await));
+    }
+    places
+}
+
+async fn routers(admin: &Admin, cluster: &Cluster) -> Result<Vec<RouterRecord>, Failure> {
+    let rows = admin.arakoon(cluster, LIMIT).prefix(key::ROUTERS).await.map_err(arakoon_failure)?;
+    Ok(rows.into_iter().filter_map(|(_, value)| RouterRecord::from_record(value).ok()).collect())
+}
+
+/// The page maps of these vDisks, at whichever routers answer.
+///
+/// # Errors
+/// When arakoon doesn't answer.
+pub async fn copies_of(
+    admin: &Admin,
+    cluster: &Cluster,
+    vdisks: &[VdiskRecord],
+) -> Result<Vec<Copy>, Failure> {
+    Ok(copies(vdisks, &routers(admin, cluster).await?, &places(admin, cluster).await))
+}
+
 async fn maps_of(admin: &Admin, member: &Member) -> Option<Vec<MapCopy>> {
     let client = admin.member(member);
     let asked = call::<_, MapCopies>(&client, method::LIST_MAPS, &(), LIMIT);
@@ -66,7 +87,7 @@ async fn maps_of(admin: &Admin, member: &Member) -> Option<Vec<MapCopy>> {
 
 /// One row.
 #[derive(Debug, PartialEq, Eq)]
-struct Copy {
+pub struct Copy {
     vdisk: String,
     router: String,
     is_owner: bool,
@@ -123,7 +144,7 @@ impl Copy {
         if self.is_owner { "owner" } else { "copy" }
     }
 
-    fn json(&self) -> Value {
+    pub fn json(&self) -> Value {
         json!({
             "vdisk": self.vdisk,
             "router": self.router,

@@ -3,6 +3,9 @@
 //! Any router is asked first; one that isn't the owner says who is, and that one is asked next. A router that is
 //! recovering is asked again until the deadline, so a command right after a restart just takes a moment longer.
 
+mod recover;
+mod show;
+
 use crate::client::{Admin, arakoon_failure, call};
 use crate::cluster::{Cluster, Dtl};
 use crate::failure::Failure;
@@ -13,6 +16,7 @@ use crate::up::bootstrap::vdisks;
 use crate::up::facts::VPOOL;
 use crate::up::plan::check_vdisk;
 use model::ByteSize;
+use recover::Loss;
 use runtime::endpoint::Endpoint;
 use runtime::rpc::{CallError, Client};
 use serde_json::{Value, json};
@@ -83,6 +87,18 @@ pub enum VdiskCommand {
         #[command(flatten)]
         format: Format,
     },
+    /// Say what keeps a vDisk from starting, and start it without that
+    #[command(
+        after_help = "Example:\n  holdfast vdisk recover db                 # changes nothing\n  holdfast vdisk recover db --accept-loss"
+    )]
+    Recover {
+        name: String,
+        /// Start from what is there. What is missing is given up, and the former owner must not run any more
+        #[arg(long)]
+        accept_loss: bool,
+        #[command(flatten)]
+        format: Format,
+    },
     /// Delete a vDisk and all its data
     Delete {
         name: String,
@@ -126,7 +142,7 @@ pub async fn run(command: VdiskCommand, cluster: &Cluster) -> Result<(), Failure
             show_info("created", &info, format)
         }
         VdiskCommand::List { format } => list(&routers, format).await,
-        VdiskCommand::Show { name, format } => show(&routers, &name, format).await,
+        VdiskCommand::Show { name, format } => show::run(&routers, &name, format).await,
         VdiskCommand::Sync { name, timeout, format } => {
             sync(&routers, &name, timeout, format).await
         }
@@ -136,6 +152,10 @@ pub async fn run(command: VdiskCommand, cluster: &Cluster) -> Result<(), Failure
             let ask = Ask { name: &name, method: method::RESIZE_VDISK, limit: LIMIT };
             let info = routers.ask(ask, &resize).await?;
             show_info("resized", &info, format)
+        }
+        VdiskCommand::Recover { name, accept_loss, format } => {
+            let loss = if accept_loss { Loss::Accept } else { Loss::Show };
+            recover::run(&routers, &name, loss, format).await
         }
         VdiskCommand::Delete { name, format } => {
             let ask = Ask { name: &name, method: method::DELETE_VDISK, limit: DELETE_LIMIT };
@@ -355,56 +375,6 @@ async fn list(routers: &Routers<'_>, format: Format) -> Result<(), Failure> {
     }
     print(&table.render(Paint::on(&std::io::stdout())));
     Ok(())
-}
-
-async fn show(routers: &Routers<'_>, name: &str, format: Format) -> Result<(), Failure> {
-    let ask = Ask { name, method: method::SHOW_VDISK, limit: LIMIT };
-    let shown: Result<VdiskInfo, Failure> =
-        routers.ask(ask, &VdiskName { name: name.to_owned() }).await;
-    let value = match shown {
-        Ok(info) => info_json(&info),
-        // Its owner can't tell, but arakoon knows what there is to know.
-        Err(Failure::Unreachable(problem)) => {
-            let (vdisks, names) = routers.records().await?;
-            let vdisk = vdisks.iter().find(|vdisk| vdisk.name == name);
-            let vdisk =
-                vdisk.ok_or_else(|| Failure::not_found(format!("there is no vDisk {name}")))?;
-            let owner =
-                names.get(&vdisk.owner.0).cloned().unwrap_or_else(|| vdisk.owner.to_string());
-            json!({"name": name, "size": vdisk.size_bytes, "owner": owner, "epoch": vdisk.epoch.0,
-                   "vdisk": vdisk.vdisk.to_string(), "vpool": vdisk.vpool, "state": "owner down",
-                   "details": {"problem": problem}})
-        }
-        Err(failure) => return Err(failure),
-    };
-    if format.json {
-        return print_json(&value);
-    }
-    let mut out = String::new();
-    for (key, value) in value.as_object().into_iter().flatten().filter(|(key, _)| *key != "details")
-    {
-        out.push_str(&line(key, value));
-    }
-    for (key, value) in
-        value["details"].as_object().into_iter().flatten().filter(|(key, _)| *key != "state")
-    {
-        out.push_str(&line(key, value));
-    }
-    print(&out);
-    Ok(())
-}
-
-fn line(key: &str, value: &Value) -> String {
-    let shown = match value {
-        Value::String(text) => text.clone(),
-        Value::Number(number) if key == "size" || key.ends_with("_bytes") => {
-            number.as_u64().map_or_else(|| number.to_string(), |bytes| ByteSize(bytes).to_string())
-        }
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_) => {
-            value.to_string()
-        }
-    };
-    format!("{:<24}{shown}\n", key.replace('_', " "))
 }
 
 async fn sync(

@@ -15,11 +15,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arakoon_client::Transaction;
-use model::{Incarnation, VdiskId};
+use model::{Incarnation, RouterId, VdiskId};
 use router_core::dtl::takeover::{Evidence, judge};
+use router_core::volume::HeadState;
 use runtime::endpoint::Endpoint;
 use runtime::net::{NetError, connect};
-use wire::dtl::DtlState;
+use wire::dtl::{DtlFacts, DtlState, Held, LogStatus};
 use wire::facts::{DtlRecord, RouterRecord, VdiskRecord, key};
 use wire::router::code;
 use wire::{Role, WireError};
@@ -138,8 +139,45 @@ impl Router {
     /// What recovery would find, as far as that can be seen without sealing anything.
     async fn could_recover(&self, record: &VdiskRecord, dtl: &DtlRecord) -> Result<(), WireError> {
         let vdisk = record.vdisk;
+        let shown = self.shown(vdisk, &dtl.facts).await;
+        let shown: Vec<_> = shown.into_iter().map(|(router, logs)| (router, held(&logs))).collect();
+        // After the targets: what they trim meanwhile is below it.
+        let head_state = self.head_now(vdisk).await?;
+        let evidence = Evidence {
+            me: self.id,
+            facts: &dtl.facts,
+            mode: dtl.mode,
+            head: head_state.last_lsn,
+            own_last: None,
+            epochs: &head_state.epochs,
+            sealed: &shown,
+        };
+        let missing = judge(&evidence).map(drop);
+        missing.map_err(|gap| {
+            let message = format!("vDisk {}: its owner is gone, and {gap}", record.name);
+            WireError::refuse(code::GAP, message)
+        })
+    }
+
+    /// What the backend has of a vDisk.
+    pub(crate) async fn head_now(&self, vdisk: VdiskId) -> Result<HeadState, WireError> {
+        let read = async {
+            let (head, object, meta) = self.head(vdisk).await?;
+            self.head_state(object, head, meta.as_ref()).await
+        };
+        read.await.map_err(|error: OpenError| {
+            WireError::retry(code::RECOVERING, format!("the backend can't say its head: {error}"))
+        })
+    }
+
+    /// The logs of whoever may hold what was promised, of those that answer.
+    pub(crate) async fn shown(
+        &self,
+        vdisk: VdiskId,
+        facts: &DtlFacts,
+    ) -> Vec<(RouterId, Vec<LogStatus>)> {
         let mut shown = Vec::new();
-        for router in holders(&dtl.facts) {
+        for router in holders(facts) {
             let logs = if router == self.id {
                 self.dtl.logs()
             } else {
@@ -151,30 +189,15 @@ impl Router {
                     }
                 }
             };
-            let held = logs.into_iter().filter(|log| log.vdisk == vdisk).map(|log| log.held);
-            shown.push((router, held.collect()));
+            let logs = logs.into_iter().filter(|log| log.vdisk == vdisk);
+            shown.push((router, logs.collect()));
         }
-        // After the targets: what they trim meanwhile is below it.
-        let unknown = |error: OpenError| {
-            WireError::retry(code::RECOVERING, format!("the backend can't say its head: {error}"))
-        };
-        let (head, object, meta) = self.head(vdisk).await.map_err(unknown)?;
-        let head_state = self.head_state(object, head, meta.as_ref()).await.map_err(unknown)?;
-        let evidence = Evidence {
-            me: self.id,
-            facts: &dtl.facts,
-            mode: dtl.mode,
-            head,
-            own_last: None,
-            epochs: &head_state.epochs,
-            sealed: &shown,
-        };
-        let missing = judge(&evidence).map(drop);
-        missing.map_err(|gap| {
-            let message = format!("vDisk {}: its owner is gone, and {gap}", record.name);
-            WireError::refuse(code::GAP, message)
-        })
+        shown
     }
+}
+
+pub(crate) fn held(logs: &[LogStatus]) -> Vec<Held> {
+    logs.iter().map(|log| log.held.clone()).collect()
 }
 
 fn nobody_listens(cause: &std::io::Error) -> bool {

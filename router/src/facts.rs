@@ -14,8 +14,8 @@ use model::{Incarnation, Revision, RouterId, VdiskId};
 use wire::WireError;
 use wire::dtl::DtlMode;
 use wire::facts::{
-    AttachmentsRecord, ContestRecord, DtlRecord, Record, RouterRecord, VdiskRecord, VpoolDtl,
-    VpoolRecord, key,
+    AttachmentsRecord, ContestRecord, DtlRecord, LossRecord, Record, RouterRecord, VdiskRecord,
+    VpoolDtl, VpoolRecord, key,
 };
 use wire::router::code;
 
@@ -199,6 +199,11 @@ impl Facts {
         self.get(key::vdisk_contest(vdisk)).await
     }
 
+    /// `None`: it never lost anything that an operator gave up.
+    pub async fn losses(&self, vdisk: VdiskId) -> Result<Option<Read<LossRecord>>, FactsError> {
+        self.get(key::vdisk_loss(vdisk)).await
+    }
+
     /// Of all vDisks that ever were.
     pub async fn contests(&self) -> Result<Vec<(VdiskId, ContestRecord)>, FactsError> {
         let mut all = Vec::new();
@@ -274,6 +279,7 @@ impl Facts {
             .delete(key::attachments(vdisk))
             .delete(key::vdisk_dtl(vdisk))
             .delete(key::vdisk_contest(vdisk))
+            .delete(key::vdisk_loss(vdisk))
             .delete(key::vdisk(vdisk));
         self.client.commit(transaction).await?;
         Ok(())

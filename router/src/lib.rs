@@ -13,6 +13,7 @@
 //! | `protect` | vDisks with a DTL: claimed, recovered, watched |
 //! | `lease`, `claim` | the router's session; a vDisk whose owner is gone, claimed (P16–P18) |
 //! | `contest` | a vDisk whose owner an edge has no service from (P19) |
+//! | `loss` | a vDisk with a gap: what is missing, and how it starts without that (L7) |
 //! | `attach`, `admin` | attachments; create, delete, resize, show, sync |
 //! | [`dtl`] | logs of other routers' vDisks kept here (P11, P12, P16) |
 //! | `log_disk`, `map_store`, `frames`, `backend`, `facts` | adapters: log files, RocksDB, frame cache, proxies, arakoon |
@@ -31,6 +32,7 @@ mod frames;
 mod handoff;
 mod lease;
 mod log_disk;
+mod loss;
 mod map_store;
 mod open;
 mod protect;

@@ -134,7 +134,12 @@ impl Router {
                     tokio::spawn(Arc::clone(&self).finish_delete(vdisk));
                     return;
                 }
-                Err(error) => judge(&error),
+                Err(error) => {
+                    if let OpenError::Gap(gap) = &error {
+                        self.state().gaps.entry(vdisk).or_default().log = Some(gap.clone());
+                    }
+                    judge(&error)
+                }
             };
             match verdict {
                 Verdict::End(slot) => {
@@ -381,6 +386,7 @@ impl Router {
         (promised_log, log_from): (LogId, u64),
     ) -> Result<BTreeMap<u64, ()>, OpenError> {
         let vdisk = core.vdisk();
+        let accepted = self.accepted(vdisk).await?;
         let (plan, found) = {
             let state = self.state();
             let facts = recover::Facts {
@@ -390,6 +396,7 @@ impl Router {
                 promised_log,
                 log_from,
                 own_log: self.disk.id,
+                accepted: &accepted,
             };
             let plan = recover::plan(&facts, &state.scan)?;
             let found: Vec<Found> =

@@ -30,8 +30,8 @@ use crate::dtl::owner::DtlOwner;
 use crate::facts::{Change as RecordChange, Read};
 use crate::open::OpenError;
 use crate::router::Router;
-use crate::state::Slot;
 use crate::state::protection::Protection;
+use crate::state::{KnownGap, Slot};
 
 /// How often it is seen whether the session under which a vDisk was opened is lost.
 const LOOK: Duration = Duration::from_secs(1);
@@ -126,7 +126,7 @@ impl Router {
             core
         };
         let mut core = open(opening.clone());
-        let (mut kept, mut own_last) = (BTreeMap::new(), None);
+        let (mut kept, mut own_last, mut own_gap) = (BTreeMap::new(), None, None);
         if self.trusts_own_log(vdisk, &dtl) {
             let log = (LogId(dtl.log_id), dtl.log_from);
             match self.load(&mut core, &opening.head, log).await {
@@ -134,13 +134,19 @@ impl Router {
                 Err(OpenError::Gap(gap)) => {
                     tracing::warn!(%vdisk, %gap, "the own log isn't whole; the DTL is asked");
                     core = open(opening);
+                    own_gap = Some(gap);
                 }
                 Err(error) => return Err(error),
             }
         }
         let (facts, mode) = (&dtl.facts, dtl.mode);
         let (me, epochs, sealed) = (self.id, core.epochs(), sealed.as_slice());
-        let plan = judge(&Evidence { me, facts, mode, head, own_last, epochs, sealed })?;
+        let judged = judge(&Evidence { me, facts, mode, head, own_last, epochs, sealed });
+        if judged.is_err() {
+            let known = KnownGap { log: own_gap, dtl: Some((own_last, epochs.clone())) };
+            self.state().gaps.insert(vdisk, known);
+        }
+        let plan = judged?;
         let entries = match &plan.source {
             Some(source) => self.peers.read(source, vdisk, epoch).await?,
             None => Vec::new(),

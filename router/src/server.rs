@@ -14,8 +14,8 @@ use runtime::rpc::{Request, Responder, Service};
 use runtime::status::status;
 use wire::router::{
     Adoption, Attach, AttachMode, BlockStatus, Contest, Contested, CreateVdisk, Detach, Durability,
-    EXTENTS_MAX, Flush, IO_MAX, Locate, Read, ReplayComplete, ResizeVdisk, SetStanding, Transfer,
-    Unmap, VdiskName, Write, code, method,
+    EXTENTS_MAX, Flush, IO_MAX, Locate, Read, RecoverVdisk, ReplayComplete, ResizeVdisk,
+    SetStanding, Transfer, Unmap, VdiskName, Write, code, method,
 };
 use wire::{Encode, Role, WireError, common};
 
@@ -315,6 +315,10 @@ impl Server {
             method::PREPARE_ADOPTION => {
                 let adoption: Adoption = checked!(responder, request.decode());
                 spawn(responder, async move { router.prepare_adoption(adoption.vdisk).await });
+            }
+            method::RECOVER_VDISK => {
+                let ask: RecoverVdisk = checked!(responder, request.decode());
+                spawn(responder, async move { router.recover_vdisk(&ask).await });
             }
             method::LIST_MAPS => responder.reply(&router.map_copies(), Bytes::new()),
             method::ADOPT => {

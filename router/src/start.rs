@@ -281,13 +281,13 @@ impl Router {
         }
     }
 
-    /// Lets go of vDisks with a DTL that others have claimed: nothing else may ever tell an owner that slept.
+    /// Lets go of vDisks that others have claimed: nothing else may ever tell an owner that slept.
     pub(crate) fn withdraw(&self, records: &[Read<VdiskRecord>]) {
         for VdiskRecord { vdisk, owner, epoch, .. } in records.iter().map(|read| &read.value) {
             let lost = match self.state().serving(*vdisk) {
                 Ok(serving) => {
                     *owner != self.id
-                        && serving.protection.is_some()
+                        && (serving.protection.is_some() || !serving.handing_over)
                         && serving.core.epoch() < *epoch
                 }
                 Err(_) => false,

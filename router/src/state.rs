@@ -25,6 +25,7 @@ use router_core::contest::Ruled;
 use router_core::log::pool::Batch;
 use router_core::log::{Found, Log, Scan};
 use router_core::range_lock::{RangeLock, Ticket};
+use router_core::recover::Gap;
 use router_core::tlog::Tlog;
 use router_core::volume::{Change, Volume};
 use runtime::peer::Peer;
@@ -301,6 +302,16 @@ impl Slot {
     }
 }
 
+/// What recovery found where a vDisk can't start.
+#[derive(Debug, Clone, Default)]
+pub struct KnownGap {
+    /// The own log isn't whole.
+    pub log: Option<Gap>,
+    /// Of a vDisk with a DTL: where the own log ends, if that counts, and the first LSNs of epochs that it and the
+    /// backend know.
+    pub dtl: Option<(Option<Lsn>, BTreeMap<Epoch, Lsn>)>,
+}
+
 /// Work that the caller starts after letting go of the lock.
 #[derive(Debug)]
 pub enum Action {
@@ -348,6 +359,8 @@ pub struct State {
     pub protected: BTreeSet<VdiskId>,
     /// Served in this life of the process: what the scan found of them says nothing any more.
     pub served: BTreeSet<VdiskId>,
+    /// Of vDisks in [`Slot::Gap`]: what an operator may decide to do without (L7).
+    pub gaps: BTreeMap<VdiskId, KnownGap>,
     /// Since when whose turn it is, for contests (P19).
     pub ruled: Ruled,
     /// A vDisk with a DTL wants the log synced through this position.
@@ -383,6 +396,7 @@ impl State {
             following: BTreeSet::new(),
             protected: BTreeSet::new(),
             served: BTreeSet::new(),
+            gaps: BTreeMap::new(),
             ruled: Ruled::default(),
             sync_wanted: 0,
         }
@@ -556,6 +570,7 @@ impl State {
         let vdisk = serving.core.vdisk();
         self.add_pending(serving.core.pending_bytes());
         self.served.insert(vdisk);
+        self.gaps.remove(&vdisk);
         if serving.protection.is_some() {
             self.protected.insert(vdisk);
         }

@@ -10,6 +10,9 @@ use model::{
     VdiskId,
 };
 
+/// Losses that the record of a vDisk keeps.
+pub const LOSSES_MAX: usize = 64;
+
 /// A record: version byte, then the message.
 pub trait Record: Encode + Decode {
     /// The only one that is written and read.
@@ -164,6 +167,33 @@ message! {
         pub epoch: Epoch,
     }
 
+    /// What an operator gave up so that a vDisk starts (L7).
+    pub struct Loss {
+        /// For people; nothing is decided by it.
+        pub at_unix_ms: u64,
+        pub by: String,
+        /// Who went on, and who owned it before.
+        pub router: RouterId,
+        pub owner: RouterId,
+        /// The last epoch of the history that lost its end.
+        pub epoch: Epoch,
+        /// In the backend then.
+        pub head: Lsn,
+        /// The first LSN that was given up, and the last where that was known.
+        pub from: Lsn,
+        pub through: Option<Lsn>,
+        /// Damage below this position of that write log was accepted; 0 = of none.
+        pub log_id: u64,
+        pub log_end: u64,
+        pub missing: String,
+    }
+
+    /// `vdisk-loss/<id>`, of vDisks that lost something. Written before anybody serves what is left.
+    pub struct LossRecord {
+        /// In order; the oldest are forgotten.
+        pub losses: Vec<Loss>,
+    }
+
     pub struct AttachmentRecord {
         pub edge: EdgeId,
         pub edge_name: String,
@@ -190,6 +220,16 @@ impl Record for DtlRecord {
     const VERSION: u8 = 2;
 }
 impl Record for ContestRecord {}
+impl Record for LossRecord {}
+
+impl LossRecord {
+    /// One more; a record in arakoon stays small.
+    pub fn add(&mut self, loss: Loss) {
+        self.losses.push(loss);
+        let excess = self.losses.len().saturating_sub(LOSSES_MAX);
+        self.losses.drain(..excess);
+    }
+}
 
 impl DtlRecord {
     /// Of a vDisk that was never opened.
@@ -277,6 +317,11 @@ pub mod key {
     #[must_use]
     pub fn vdisk_contest(vdisk: VdiskId) -> Bytes {
         Bytes::from(format!("vdisk-contest/{vdisk}"))
+    }
+
+    #[must_use]
+    pub fn vdisk_loss(vdisk: VdiskId) -> Bytes {
+        Bytes::from(format!("vdisk-loss/{vdisk}"))
     }
 
     /// A router's session in arakoon.

@@ -54,6 +54,8 @@ pub mod method {
     pub const ADOPT: u16 = 40;
     /// [`super::Contested`] → `()`, to the owner: an edge says that it gets no service. Refuted by `REFUTED`.
     pub const CONTESTED: u16 = 41;
+    /// [`super::RecoverVdisk`] → [`super::Recovery`]: what keeps a vDisk from starting, and to start it without that (L7).
+    pub const RECOVER_VDISK: u16 = 42;
     /// `()` → [`super::MapCopies`]: the page maps that this router has, its own and copies.
     pub const LIST_MAPS: u16 = 46;
 }
@@ -122,6 +124,14 @@ tag! {
         Trim = 1,
         /// The same result, and asked for as data.
         Zero = 2,
+    }
+
+    pub enum RecoveryVerdict {
+        /// It starts, or would, by itself.
+        Whole = 1,
+        Gap = 2,
+        /// An operator gave up what is missing.
+        Accepted = 3,
     }
 
     pub enum ExtentKind {
@@ -336,6 +346,50 @@ message! {
         pub generation: Option<AttachmentGeneration>,
         /// Who would take it.
         pub by: RouterId,
+    }
+
+    pub struct RecoverVdisk {
+        pub name: String,
+        /// Start without what is missing. Asserts that the former owner doesn't run any more.
+        pub accept_loss: bool,
+        /// Who says so; kept with the loss.
+        pub by: String,
+    }
+
+    /// Where writes of a vDisk may lie that aren't in the backend.
+    pub struct RecoveryPlace {
+        pub router: RouterId,
+        pub name: String,
+        /// `write log 00ab…`, `DTL log of generation 5`
+        pub what: String,
+        /// It answered.
+        pub reached: bool,
+        /// What it showed ends here.
+        pub last: Option<Lsn>,
+        pub bytes: u64,
+        /// Synced writes in it can't be read any more.
+        pub damaged: bool,
+    }
+
+    pub struct Recovery {
+        pub vdisk: VdiskId,
+        pub name: String,
+        pub verdict: RecoveryVerdict,
+        /// Before the loss was accepted.
+        pub owner: RouterId,
+        pub owner_name: String,
+        pub epoch: Epoch,
+        /// Who looked, and serves it once the loss is accepted.
+        pub router_name: String,
+        /// The last LSN in the backend.
+        pub head: Lsn,
+        /// The first LSN that may be missing.
+        pub from: Lsn,
+        /// The last; absent: nobody knows.
+        pub through: Option<Lsn>,
+        /// In words.
+        pub missing: String,
+        pub places: Vec<RecoveryPlace>,
     }
 
     /// The page map of a vDisk at one router.

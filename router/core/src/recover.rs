@@ -25,6 +25,25 @@ pub struct Facts<'a> {
     /// What the log holds before this position is of an ownership that is over.
     pub log_from: u64,
     pub own_log: LogId,
+    /// Losses that an operator accepted.
+    pub accepted: &'a [Accepted],
+}
+
+/// A loss that an operator accepted: what it took never counts again, whatever log shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Accepted {
+    /// The last epoch of the history that lost its end.
+    pub epoch: Epoch,
+    /// The first LSN that was lost.
+    pub from: Lsn,
+    /// Damage in this log below here is what was accepted; 0 = it was another log that lost something.
+    pub log_end: u64,
+}
+
+impl Accepted {
+    fn took(&self, record: &crate::log::record::Record) -> bool {
+        record.epoch <= self.epoch && self.from <= record.lsn
+    }
 }
 
 /// Which records of a scan are replayed, in LSN order.
@@ -49,6 +68,19 @@ pub enum Gap {
     Damaged { from: u64, to: u64, last: Lsn },
 }
 
+impl Gap {
+    /// The first LSN that may be missing, and the last if that is known.
+    #[must_use]
+    pub const fn lost(&self) -> (Lsn, Option<Lsn>) {
+        match self {
+            Self::LogGone { head, .. } => (head.next(), None),
+            // What lies behind a hole can't be believed either: who wrote it had read what is missing.
+            Self::Hole { from, .. } => (*from, None),
+            Self::Damaged { last, .. } => (last.next(), None),
+        }
+    }
+}
+
 /// # Errors
 /// When what is found isn't contiguous with what was promised.
 pub fn plan(facts: &Facts<'_>, scan: &Scan) -> Result<Replay, Gap> {
@@ -65,6 +97,7 @@ pub fn plan(facts: &Facts<'_>, scan: &Scan) -> Result<Replay, Gap> {
         .enumerate()
         .filter(|(_, found)| found.record.vdisk == facts.vdisk)
         .filter(|(_, found)| facts.log_from <= found.record.position)
+        .filter(|(_, found)| !facts.accepted.iter().any(|loss| loss.took(&found.record)))
         .collect();
     let first_of = first_lsns(facts, &mine);
     let mut chosen: BTreeMap<Lsn, (Epoch, usize)> = BTreeMap::new();
@@ -112,7 +145,8 @@ fn owned(first_of: &BTreeMap<Epoch, Lsn>, epoch: Epoch, lsn: Lsn) -> bool {
 /// lies elsewhere too, or when a later record of this vDisk is there: then all before it were found or are in the backend, or a hole was seen. Not so a
 /// copy: it lies behind records that are younger.
 fn excused(damage: &Damage, facts: &Facts<'_>, mine: &[(usize, &Found)], last: Lsn) -> bool {
-    if damage.to <= facts.log_from {
+    let accepted = facts.accepted.iter().map(|loss| loss.log_end).max().unwrap_or(0);
+    if damage.to <= facts.log_from.max(accepted) {
         return true;
     }
     if let Some(record) = &damage.record {

@@ -14,7 +14,7 @@ use model::{
 use router_core::log::pool::{Batch, OpenLog};
 use router_core::log::record::SYNC_ALIGN;
 use router_core::log::{Log, Placement, Scan, Scanner};
-use router_core::recover::{self, Facts, Gap};
+use router_core::recover::{self, Accepted, Facts, Gap};
 use router_core::volume::{Change, HeadState, Opening, Stamp, Volume};
 use router_core::{CLUSTER, crc32c, sco};
 use wire::router::UnmapKind;
@@ -145,6 +145,7 @@ fn facts(head: u64, epochs: &BTreeMap<Epoch, Lsn>) -> Facts<'_> {
         promised_log: LOG,
         log_from: 0,
         own_log: LOG,
+        accepted: &[],
     }
 }
 
@@ -448,6 +449,31 @@ fn p10_what_was_logged_before_another_owned_the_vdisk_never_counts_again() {
     let plan = recover::plan(&back, &scan).unwrap();
     let epochs: Vec<u64> = plan.records.iter().map(|i| scan.records[*i].record.epoch.0).collect();
     assert_eq!(epochs, [3], "LSNs 2 to 4 were another history's");
+}
+
+#[test]
+fn l7_what_an_operator_gave_up_never_counts_again_and_what_joins_does() {
+    let mut world = World::new(16);
+    for lsn in 1..=4 {
+        world.write(lsn, 5);
+    }
+    world.sync();
+    let mut scan = world.scan();
+    scan.records.remove(1);
+    let epochs = BTreeMap::new();
+    let gap = recover::plan(&facts(0, &epochs), &scan).unwrap_err();
+    let (from, through) = gap.lost();
+    assert_eq!((from, through), (Lsn(2), None), "{gap}");
+    let accepted = [Accepted { epoch: scan.records[0].record.epoch, from, log_end: scan.end }];
+    let given_up = Facts { accepted: &accepted, ..facts(0, &epochs) };
+    assert_eq!(recover::plan(&given_up, &scan).unwrap().records, [0]);
+    // Also when the disk shows it again later.
+    let whole = world.scan();
+    assert_eq!(recover::plan(&given_up, &whole).unwrap().records, [0]);
+    // A later life goes on behind what was kept.
+    let later = Accepted { epoch: Epoch(0), ..accepted[0] };
+    let all = Facts { accepted: &[later], ..facts(0, &epochs) };
+    assert_eq!(recover::plan(&all, &whole).unwrap().records.len(), 4);
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod contest;
 mod dtl;
 mod durability;
 mod follow;
+mod loss;
 mod sessions;
 mod sharing;
 mod support;

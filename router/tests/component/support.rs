@@ -22,10 +22,10 @@ use runtime::peer::Identity;
 use runtime::rpc::{Call, CallError, Client, ClientOptions, ServerOptions, Service, serve};
 use runtime::shutdown::Shutdown;
 use wire::dtl::DtlMode;
-use wire::facts::{Record, VdiskRecord, VpoolDtl, VpoolRecord, key};
+use wire::facts::{LossRecord, Record, VdiskRecord, VpoolDtl, VpoolRecord, key};
 use wire::router::{
-    CreateVdisk, Locate, Location, MapCopies, MapCopy, ResizeVdisk, Transfer, Transferred,
-    VdiskInfo, VdiskName, VdiskNames, method,
+    CreateVdisk, Locate, Location, MapCopies, MapCopy, RecoverVdisk, Recovery, ResizeVdisk,
+    Transfer, Transferred, VdiskInfo, VdiskName, VdiskNames, method,
 };
 use wire::{Decode, Encode, Role, WireError};
 
@@ -236,6 +236,14 @@ impl World {
         scanner.finish().unwrap()
     }
 
+    /// What an operator gave up of it, with the first LSN of each.
+    pub fn losses(&self, name: &str) -> Vec<(String, u64)> {
+        let bytes = self.arakoon.get(&key::vdisk_loss(self.vdisk(name).vdisk));
+        let record = bytes.map(|bytes| LossRecord::from_record(bytes).unwrap());
+        let losses = record.into_iter().flat_map(|record| record.losses);
+        losses.map(|loss| (loss.by, loss.from.0)).collect()
+    }
+
     pub fn vdisk(&self, name: &str) -> VdiskRecord {
         let id = self.arakoon.get(&key::vdisk_name(name)).unwrap();
         let id = VdiskId(u128::from_le_bytes(id[..].try_into().unwrap()));
@@ -395,6 +403,25 @@ impl Router {
 
     pub fn list(&self) -> Vec<(String, u64)> {
         self.call::<_, VdiskNames>(method::LIST, &()).unwrap().names
+    }
+
+    pub fn try_recover(&self, name: &str, accept_loss: bool) -> Result<Recovery, WireError> {
+        let ask = RecoverVdisk { name: name.into(), accept_loss, by: "tester".into() };
+        self.call(method::RECOVER_VDISK, &ask)
+    }
+
+    /// Tried again while the router finds its way.
+    pub fn recover(&self, name: &str, accept_loss: bool) -> Recovery {
+        let start = Instant::now();
+        loop {
+            match self.try_recover(name, accept_loss) {
+                Err(error) if error.class == wire::ErrorClass::Retry => {
+                    assert!(start.elapsed() < WITHIN, "{error}");
+                }
+                answer => break answer.unwrap(),
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Its page maps, of its own vDisks and of others'.

@@ -72,6 +72,7 @@ pub fn fuzz_log_segment(data: &[u8]) {
             promised_log: LOG,
             log_from: 0,
             own_log: LOG,
+            accepted: &[],
         };
         if let Ok(replay) = plan(&facts, &scan) {
             for (index, lsn) in replay.records.iter().zip(facts.head_lsn.next().0..) {

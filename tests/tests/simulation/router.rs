@@ -236,6 +236,7 @@ impl Router {
             promised_log: self.id,
             log_from: 0,
             own_log: self.id,
+            accepted: &[],
         };
         let plan = recover::plan(&facts, &scan)?;
         self.counts.count(match (plan.records.len(), scan.records.len()) {

@@ -106,6 +106,7 @@ fn recovered(vdisk: &Vdisk, id: VdiskId, scan: &Scan) -> Vec<usize> {
         promised_log: LOG,
         log_from: 0,
         own_log: LOG,
+        accepted: &[],
     };
     recover::plan(&facts, scan).expect("a power cut leaves no gap").records
 }
@@ -351,6 +352,7 @@ impl Life {
                 promised_log: LOG,
                 log_from: 0,
                 own_log: LOG,
+                accepted: &[],
             };
             let Ok(plan) = recover::plan(&facts, &scan) else {
                 judged.refused += 1;

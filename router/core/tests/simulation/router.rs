@@ -529,6 +529,7 @@ impl Router {
             promised_log: LOG,
             log_from: 0,
             own_log: LOG,
+            accepted: &[],
         };
         let plan = recover::plan(&facts, scan)?;
         let mut core = Volume::open(opening(vdisk, epoch, head));
