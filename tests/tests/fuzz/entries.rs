@@ -176,6 +176,8 @@ pub const MESSAGES: &[MessageKind] = {
         kind::<r::Contest>(),
         kind::<r::Contested>(),
         kind::<r::MapCopies>(),
+        kind::<r::RecoverVdisk>(),
+        kind::<r::Recovery>(),
         kind::<t::Open>(),
         kind::<t::Create>(),
         kind::<t::Opened>(),

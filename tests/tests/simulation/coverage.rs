@@ -100,7 +100,6 @@ pub const STATES: [&str; 61] = [
     "edge: live to down",
     "edge: changes replayed",
     "edge: nothing to replay",
-    "edge: a change given up",
     "write answered from the applied set",
     "change of a fenced attachment refused",
     // The router's recovery.

@@ -522,16 +522,7 @@ impl Router {
                 HeadState { object: Some(object), last_lsn: tlog.last_lsn, applied, epochs }
             }
         };
-        let facts = recover::Facts {
-            vdisk,
-            head_lsn: head.last_lsn,
-            epochs: &head.epochs,
-            promised_log: LOG,
-            log_from: 0,
-            own_log: LOG,
-            accepted: &[],
-        };
-        let plan = recover::plan(&facts, scan)?;
+        let plan = recover::plan(&facts_of(vdisk, &head), scan)?;
         let mut core = Volume::open(opening(vdisk, epoch, head));
         let kept: BTreeSet<usize> = plan.records.iter().copied().collect();
         for at in plan.records {
@@ -650,4 +641,16 @@ fn index_of(vdisk: VdiskId) -> usize {
 
 fn opening(vdisk: VdiskId, epoch: Epoch, head: HeadState) -> Opening {
     Opening { vdisk, epoch, size_bytes: CLUSTERS * CLUSTER as u64, unit_clusters: 12, head }
+}
+
+fn facts_of(vdisk: VdiskId, head: &HeadState) -> recover::Facts<'_> {
+    recover::Facts {
+        vdisk,
+        head_lsn: head.last_lsn,
+        epochs: &head.epochs,
+        promised_log: LOG,
+        log_from: 0,
+        own_log: LOG,
+        accepted: &[],
+    }
 }
