@@ -92,7 +92,7 @@ pub const FAULTS: [&str; 45] = [
 ];
 
 /// Ways that the cores take.
-pub const STATES: [&str; 61] = [
+pub const STATES: [&str; 60] = [
     // The edge's session.
     "edge: down to replaying",
     "edge: replaying to live",
