@@ -282,6 +282,7 @@ impl Router {
         if let Some(read) = read
             && (read.value.owner, read.value.epoch) == (known.owner, known.epoch)
             && serving.core.epoch() == known.epoch
+            && serving.record == *known
         {
             serving.core.size_bytes = read.value.size_bytes;
             serving.record = read.value;

@@ -263,9 +263,9 @@ impl Router {
     /// Answers a read whose request passed its checks.
     pub fn read(self: &Arc<Self>, vdisk: VdiskId, range: ByteRange, responder: Responder) {
         let clusters: Vec<Cluster> = range.clusters_touched().iter().collect();
-        let ahead = self.note_read(vdisk, range);
-        let Ok(epoch) = self.state().serving(vdisk).map(|serving| serving.core.epoch()) else {
-            return responder.fail(opened_anew());
+        let (epoch, ahead) = match self.note_read(vdisk, range) {
+            Ok(noted) => noted,
+            Err(error) => return responder.fail(error),
         };
         match self.peek_all(vdisk, &clusters) {
             Some(contents) if self.may_answer(vdisk) => {
@@ -337,10 +337,15 @@ impl Router {
         }
     }
 
-    /// Remembers where readers are; returns what to fetch ahead of a sequential one.
-    fn note_read(&self, vdisk: VdiskId, range: ByteRange) -> Option<ClusterRange> {
+    /// Remembers where readers are; returns under which epoch this one began, and what to fetch ahead of a sequential one.
+    fn note_read(
+        &self,
+        vdisk: VdiskId,
+        range: ByteRange,
+    ) -> Result<(Epoch, Option<ClusterRange>), WireError> {
         let mut state = self.state();
-        let serving = state.serving(vdisk).ok()?;
+        let serving = state.serving(vdisk)?;
+        let epoch = serving.core.epoch();
         let sequential = serving.read_end == range.start();
         serving.read_streak = if sequential { serving.read_streak.saturating_add(1) } else { 0 };
         serving.read_end = range.end();
@@ -348,12 +353,13 @@ impl Router {
         let stretch = AHEAD * CLUSTER as u64;
         let crossed = range.start() / stretch != range.end() / stretch;
         if serving.read_streak < STREAK || !crossed {
-            return None;
+            return Ok((epoch, None));
         }
         let size = serving.core.size_bytes / CLUSTER as u64;
         let start = (range.end() / stretch * AHEAD).min(size);
         let end = (start + 2 * AHEAD).min(size);
-        (start < end).then_some(ClusterRange { start: Cluster(start), end: Cluster(end) })
+        let ahead = ClusterRange { start: Cluster(start), end: Cluster(end) };
+        Ok((epoch, (start < end).then_some(ahead)))
     }
 
     /// Which parts of a range are mapped; may end early.
