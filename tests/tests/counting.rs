@@ -20,9 +20,13 @@ use holdfast_tests::syscalls::{Counter, Counts};
 const BLOCK: usize = 4096;
 /// Operations that a figure is the mean of: what happens by the clock meanwhile (pings, heartbeats) fades.
 const OPERATIONS: u64 = 400;
+/// Rounds, of which the cheapest counts: what happens by the clock meanwhile only adds, and adds more the slower the
+/// machine is.
+const ROUNDS: usize = 4;
 const BUDGETS: &str = include_str!("../budgets.toml");
 
 type Figures = BTreeMap<&'static str, f64>;
+type ByRole = BTreeMap<&'static str, Figures>;
 
 struct Meter {
     cluster: Cluster,
@@ -68,13 +72,23 @@ impl Meter {
         }
     }
 
-    /// Runs `work` and says what `roles` used for it, per operation.
+    /// Runs `work` some times and says what `roles` used for it when they used least, per operation.
     fn measure(
         &mut self,
         operations: u64,
         roles: &[&'static str],
+        work: impl Fn(&mut Self),
+    ) -> ByRole {
+        let rounds = (0..ROUNDS).map(|_| self.measure_once(operations, roles, &work));
+        rounds.reduce(cheapest).unwrap()
+    }
+
+    fn measure_once(
+        &mut self,
+        operations: u64,
+        roles: &[&'static str],
         work: impl FnOnce(&mut Self),
-    ) -> BTreeMap<&'static str, Figures> {
+    ) -> ByRole {
         let watched: Vec<(&'static str, String)> = self
             .roles
             .iter()
@@ -156,19 +170,21 @@ fn no_operation_costs_more_than_its_budget() {
     // What was just written lies in the router's memory.
     let read = |meter: &mut Meter| {
         for number in 0..OPERATIONS {
-            meter.client.read((64 + number) * BLOCK as u64, 4096).unwrap();
+            meter.client.read((meter.next - 1 - number) * BLOCK as u64, 4096).unwrap();
         }
     };
     measured.insert("read", meter.measure(OPERATIONS, &ack, read));
     meter.cluster.holdfast(&["vdisk", "sync", "demo"]).unwrap();
-    // Scattered, and none of it in the router's read cache: one frame of one fragment each.
+    // Scattered, and none of it in the router's read cache, so only once: one frame of one fragment each.
     let cold = |meter: &mut Meter| {
         for number in 0..100 {
             meter.client.read((64 + number * 8) * BLOCK as u64, 4096).unwrap();
         }
     };
-    measured
-        .insert("cold read", meter.measure(100, &["edge", "router", "alba-proxy", "asd"], cold));
+    measured.insert(
+        "cold read",
+        meter.measure_once(100, &["edge", "router", "alba-proxy", "asd"], cold),
+    );
     // 4 MiB: one object, made, coded and stored.
     let drain = |meter: &mut Meter| {
         meter.write(1024);
@@ -205,7 +221,20 @@ fn a_second_copy_of_the_log_costs_no_more_than_its_budget() {
     judge(&measured);
 }
 
-fn judge(measured: &BTreeMap<&str, BTreeMap<&str, Figures>>) {
+/// The smaller of each two figures.
+fn cheapest(mut one: ByRole, other: ByRole) -> ByRole {
+    for (role, figures) in other {
+        for (name, value) in figures {
+            one.entry(role)
+                .or_default()
+                .entry(name)
+                .and_modify(|figure| *figure = figure.min(value));
+        }
+    }
+    one
+}
+
+fn judge(measured: &BTreeMap<&str, ByRole>) {
     let budgets = budgets();
     let (mut table, mut over) = (String::new(), Vec::new());
     for (operation, roles) in measured {

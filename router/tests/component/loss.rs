@@ -29,11 +29,7 @@ fn until_reads(router: &Router, edge: u128, offset: u64) -> u8 {
 #[test]
 fn l7_without_a_gap_there_is_no_loss_to_accept() {
     let world = World::new().with_dtl(DtlMode::Sync);
-    let owner = world.start();
-    let other = world.start_other();
-    owner.create("demo", 8 * MIB);
-    let mut disk = Disk::attach(&owner, "demo");
-    owner.until_in_sync("demo");
+    let (owner, other, mut disk) = world.in_sync(8 * MIB);
     disk.write(0, &[1; 4096], Durability::Durable);
     assert_eq!(owner.recover("demo", true).verdict, RecoveryVerdict::Whole);
     // Another router says who knows best.
@@ -52,11 +48,7 @@ fn l7_without_a_gap_there_is_no_loss_to_accept() {
 #[test]
 fn l7_an_owner_gone_with_its_dtl_is_replaced_only_when_the_loss_is_accepted() {
     let world = World::new().with_dtl(DtlMode::Sync);
-    let owner = world.start();
-    let other = world.start_other();
-    owner.create("demo", 8 * MIB);
-    let mut disk = Disk::attach(&owner, "demo");
-    owner.until_in_sync("demo");
+    let (owner, other, mut disk) = world.in_sync(8 * MIB);
     disk.write(0, &[1; 4096], Durability::Durable);
     disk.sync();
     disk.write(4096, &[2; 4096], Durability::Durable);
