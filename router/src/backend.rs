@@ -30,7 +30,7 @@ pub enum BackendError {
     #[error("the backend refused: {0}")]
     Refused(WireError),
     /// No proxy could do it before the deadline; it may or may not have happened.
-    /// `said`: the code by which the last proxy said so; `None`: it didn't answer.
+    /// `said`: the code by which the last proxy that answered said so; `None`: none answered.
     #[error("the backend can't be used now: {reason}")]
     Unavailable { reason: String, said: Option<u16> },
 }
@@ -158,7 +158,10 @@ impl Backend {
                 Err(error) => {
                     tracing::debug!(proxy = %proxy.client.endpoint(), %error, method, "proxy failed");
                     proxy.failed();
-                    *last = Some(error);
+                    // One that is dead says nothing about the backend: it doesn't cover up what another one said.
+                    if error.code().is_some() || last.as_ref().is_none_or(|l| l.code().is_none()) {
+                        *last = Some(error);
+                    }
                 }
             }
         }

@@ -109,12 +109,14 @@ impl Router {
                 .backend
                 .call_once::<_, PutDone>(method::PUT_OBJECT, &put, payload.clone())
                 .await;
+            let away = matches!(&answer, Err(BackendError::Unavailable { said: None, .. }));
             let reason = match answer {
                 Ok((done, _)) => {
                     tracing::debug!(%object, bytes = payload.len(), holes = done.holes, policy = done.policy, "stored");
                     let mut state = self.state();
                     if let Ok(serving) = state.serving(vdisk) {
                         serving.degraded = None;
+                        serving.backend_away = false;
                         serving.tlogs.insert(object, Arc::new(tlog));
                     }
                     return Stored::Done(object);
@@ -134,6 +136,7 @@ impl Router {
                     tracing::warn!(%vdisk, %object, reason, "the backend doesn't take SCOs; writes stay in the log");
                 }
                 serving.degraded = Some(reason);
+                serving.backend_away = away;
             }
             tokio::time::sleep(jitter(pause)).await;
             pause = (pause * 2).min(PAUSE_MAX);

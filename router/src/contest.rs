@@ -3,7 +3,8 @@
 //! ```text
 //!  edge                          R2                                  owner R1
 //!  CONTEST(epoch, attachment) ─▶ may it move already? (back-off)
-//!                                CONTESTED ────────────────────────▶ did that edge attach just now? then REFUTED;
+//!                                CONTESTED ────────────────────────▶ did that edge attach just now, or
+//!                                                                    is room all that is missing? then REFUTED;
 //!                                                                    else: not InSync: hands the vDisk over by itself
 //!                                no answer, or not refuted, InSync:
 //!                                claims like from a dead owner (P16, P18)
@@ -17,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arakoon_client::Transaction;
-use router_core::contest::{self, Verdict};
+use router_core::contest::{self, Service, Verdict};
 use runtime::clock::boot_now;
 use runtime::rpc::{Call, CallError};
 use wire::WireError;
@@ -58,6 +59,9 @@ impl Router {
         if owner == self.id || epoch != contest.epoch || deleting || !self.could_take(vdisk) {
             return Ok(());
         }
+        if !self.has_room() {
+            return Err(refuted("the log here is too full to recover it"));
+        }
         let (attachments, _) =
             self.facts.attachments(vdisk).await.map_err(|error| error.to_wire())?;
         if !has_a_say(contest, &attachments) {
@@ -80,7 +84,9 @@ impl Router {
         self.ask_owner(owner, &contested).await?;
         let dtl = self.facts.dtl(vdisk).await.map_err(|error| error.to_wire())?;
         let Some(dtl) = dtl.filter(|dtl| dtl.value.facts.state == DtlState::InSync) else {
-            // An owner that is asked hands it over; from one that can't be asked nothing may be taken now.
+            // An owner that is asked hands it over. From one that can't be asked nothing may be taken while its session
+            // lives; after that it is claimed as from any that is gone.
+            self.claim_from_gone(&contest.name).await?;
             return Ok(());
         };
         let key = key::vdisk_contest(vdisk);
@@ -88,6 +94,11 @@ impl Router {
         let also = Transaction::new().assert_is(&key, old).set(&key, new.to_record());
         self.claim_from(&read, &dtl, ("an edge has no service from it", also)).await?;
         Ok(())
+    }
+
+    fn has_room(&self) -> bool {
+        let state = self.state();
+        contest::has_room(state.log.used(), state.log.capacity())
     }
 
     /// Gives the owner the chance to refute. Not being answered is no refutation.
@@ -132,13 +143,24 @@ impl Router {
     pub(crate) fn contested(self: &Arc<Self>, contested: &Contested) -> Result<(), WireError> {
         let Contested { vdisk, epoch, generation, by } = *contested;
         let mut state = self.state();
+        let disk_owes = state.sync_since.into_iter().chain(state.preparing).min();
+        let disk_full = state.log_problem.is_some();
         let serving = state.serving(vdisk)?;
         if serving.core.epoch() != epoch {
             return Err(refuted("the epoch isn't the one that was contested"));
         }
         let session = generation.and_then(|generation| serving.sessions.get(&generation));
-        if contest::is_refuted(boot_now(), session.map(|session| session.attached)) {
-            return Err(refuted("the edge has just attached here"));
+        let waits = generation.is_some_and(|generation| serving.waits_for_room(generation));
+        let service = Service {
+            attached: session.map(|session| session.attached),
+            waits_for_room: waits && !disk_full,
+            backend_away: serving.backend_away,
+            disk_owes,
+        };
+        if contest::is_refuted(boot_now(), &service) {
+            let why =
+                "the edge has just attached here, or waits for the backend to take what is pending";
+            return Err(refuted(why));
         }
         tracing::warn!(%vdisk, name = %serving.record.name, %by, "contested: an edge has no service from here");
         if !serving.is_claimable() && !serving.handing_over {

@@ -171,6 +171,7 @@ impl Router {
         if state.wants_sync()
             && let Some(job) = state.log.begin_sync()
         {
+            state.sync_since = Some(boot_now());
             let router = Arc::clone(self);
             tokio::spawn(async move {
                 let disk = Arc::clone(&router.disk);
@@ -182,10 +183,10 @@ impl Router {
                 }
             });
         }
-        if !state.preparing
+        if state.preparing.is_none()
             && let Some(file) = state.log.file_wanted()
         {
-            state.preparing = true;
+            state.preparing = Some(boot_now());
             let router = Arc::clone(self);
             tokio::spawn(async move { router.prepare(file).await });
         }
@@ -194,6 +195,7 @@ impl Router {
     fn synced(self: &Arc<Self>) {
         let mut actions = Vec::new();
         let mut state = self.state();
+        state.sync_since = None;
         state.log.sync_done();
         state.answer_synced();
         state.unstall(&mut actions);
@@ -209,7 +211,7 @@ impl Router {
         match prepared {
             Ok(Ok(())) => {
                 let mut state = self.state();
-                state.preparing = false;
+                state.preparing = None;
                 state.log_problem = None;
                 state.log.file_ready(file);
                 state.unstall(&mut actions);
@@ -219,7 +221,7 @@ impl Router {
                 tracing::error!(%error, "a log segment can't be made; writes wait when the others are full");
                 self.state().log_problem = Some(error.to_string());
                 tokio::time::sleep(Duration::from_secs(1)).await;
-                self.state().preparing = false;
+                self.state().preparing = None;
             }
             Err(error) => self.fail(&error.to_string()),
         }

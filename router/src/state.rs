@@ -164,6 +164,8 @@ pub struct Serving {
     pub tlogs: BTreeMap<ObjectId, Arc<Tlog>>,
     /// Why the backend doesn't take what is pending, if it doesn't.
     pub degraded: Option<String>,
+    /// None of this router's proxies answered the last put.
+    pub backend_away: bool,
     /// A page failed its checksum: the committer rebuilds the map.
     pub map_damaged: bool,
     /// It goes to another router: nothing new is taken.
@@ -206,6 +208,7 @@ impl Serving {
             committed,
             tlogs: BTreeMap::new(),
             degraded: None,
+            backend_away: false,
             map_damaged: false,
             handing_over: false,
             frozen_in_vain: None,
@@ -265,6 +268,14 @@ impl Serving {
             }
             None => Some(job),
         }
+    }
+
+    /// Changes of this attachment are here and wait for log or memory.
+    #[must_use]
+    pub fn waits_for_room(&self, generation: AttachmentGeneration) -> bool {
+        let gated = self.gate.iter().map(|gated| &gated.job);
+        let mut waiting = gated.chain(self.stalled.iter().map(|stalled| &stalled.job));
+        waiting.any(|job| job.generation == generation)
     }
 
     #[must_use]
@@ -346,7 +357,10 @@ pub struct State {
     pending_bytes: u64,
     overlay_limit: u64,
     next_ticket: Ticket,
-    pub preparing: bool,
+    /// A segment is being made, since then.
+    pub preparing: Option<Now>,
+    /// The log is being synced, since then.
+    pub sync_since: Option<Now>,
     pub log_failed: bool,
     /// Why no further segment can be made, if so (a full disk).
     pub log_problem: Option<String>,
@@ -388,7 +402,8 @@ impl State {
             pending_bytes: 0,
             overlay_limit,
             next_ticket: 0,
-            preparing: false,
+            preparing: None,
+            sync_since: None,
             log_failed: false,
             log_problem: None,
             stopping: false,

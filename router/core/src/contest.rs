@@ -55,10 +55,36 @@ pub fn judge(rounds: u32, ruled: Duration) -> Verdict {
     }
 }
 
-/// Whether the owner refutes the contest. `attached`: when the edge's attachment was last begun here, if it ever was.
+/// What an owner that is contested knows of itself.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Service {
+    /// When the edge's attachment was last begun here, if it ever was.
+    pub attached: Option<Now>,
+    /// Changes of that edge are here, and wait for room in log or memory until the backend takes what is pending.
+    pub waits_for_room: bool,
+    /// No proxy answers this router.
+    pub backend_away: bool,
+    /// Since when the log's disk owes an answer, if it does.
+    pub disk_owes: Option<Now>,
+}
+
+/// Whether the owner refutes the contest.
+///
+/// Where all that is missing is room, the edge waits for the backend, and would at every router: a claimant would only
+/// recover the same changes into its own log, and be contested in turn. A disk that hangs, or proxies that this router
+/// alone can't reach, are no such case.
 #[must_use]
-pub fn is_refuted(now: Now, attached: Option<Now>) -> bool {
-    attached.is_some_and(|attached| now.since(attached) < FRESH)
+pub fn is_refuted(now: Now, service: &Service) -> bool {
+    let Service { attached, waits_for_room, backend_away, disk_owes } = *service;
+    let fresh = attached.is_some_and(|attached| now.since(attached) < FRESH);
+    let disk_works = disk_owes.is_none_or(|since| now.since(since) < FRESH);
+    fresh || (waits_for_room && disk_works && !backend_away)
+}
+
+/// Whether a router has the room to recover a contested vDisk.
+#[must_use]
+pub const fn has_room(used: u64, capacity: u64) -> bool {
+    used <= capacity / 4 * 3
 }
 
 /// Whether a contest freezes nothing now. `in_vain`: when requests last waited for a hand-over that didn't come about.
@@ -107,9 +133,23 @@ mod tests {
     #[test]
     fn an_edge_that_has_just_attached_refutes_its_own_contest() {
         let now = Now(Duration::from_secs(100));
-        assert!(!is_refuted(now, None));
-        assert!(is_refuted(now, Some(Now(Duration::from_secs(99)))));
-        assert!(!is_refuted(now, Some(Now(Duration::from_secs(98)))));
+        let refuted = |attached| is_refuted(now, &Service { attached, ..Service::default() });
+        assert!(!refuted(None));
+        assert!(refuted(Some(Now(Duration::from_secs(99)))));
+        assert!(!refuted(Some(Now(Duration::from_secs(98)))));
+    }
+
+    #[test]
+    fn p19_an_owner_that_lacks_nothing_but_room_refutes() {
+        let now = Now(Duration::from_secs(100));
+        let full = Service { waits_for_room: true, ..Service::default() };
+        assert!(is_refuted(now, &full));
+        assert!(!is_refuted(now, &Service { backend_away: true, ..full }));
+        let owing = |since| Service { disk_owes: Some(Now(Duration::from_secs(since))), ..full };
+        assert!(is_refuted(now, &owing(99)), "a sync takes its time");
+        assert!(!is_refuted(now, &owing(98)), "a disk that hangs");
+        assert!(!is_refuted(now, &Service { waits_for_room: false, ..owing(100) }));
+        assert!(has_room(75, 100) && !has_room(76, 100));
     }
 
     proptest! {

@@ -1,10 +1,11 @@
 //! An owner that lives is contested by an edge that has no service from it (P19).
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use wire::ErrorClass;
 use wire::dtl::DtlMode;
-use wire::router::{AttachMode, Durability, code};
+use wire::router::{AttachMode, Durability, code, method};
 
 use crate::support::{Disk, Router, World};
 
@@ -150,5 +151,69 @@ fn l8_a_hand_over_in_vain_isnt_tried_again_at_once() {
     assert_eq!(world.vdisk("demo").owner, before.owner);
     world.proxy.set_delay_ms(0);
     owner.stop();
+    other.stop();
+}
+
+/// Fills the log until the write that is under way waits for room, and calls `then` meanwhile.
+fn with_a_full_log(world: &World, disk: &mut Disk, then: impl FnOnce()) {
+    world.proxy.set_out(true);
+    let written = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // More than the log holds.
+            for at in 0..56 {
+                disk.write(at * MIB, &[at as u8 + 1; 1 << 20], Durability::Normal);
+                written.fetch_add(1, Ordering::SeqCst);
+            }
+        });
+        let (start, mut seen, mut since) = (Instant::now(), 0, Instant::now());
+        // Longer than an attach refutes.
+        while since.elapsed() < Duration::from_secs(3) {
+            std::thread::sleep(Duration::from_millis(50));
+            let now = written.load(Ordering::SeqCst);
+            if now != seen {
+                (seen, since) = (now, Instant::now());
+            }
+            assert!(start.elapsed() < 2 * LIMIT && seen < 56, "nothing waits for room");
+        }
+        then();
+        world.proxy.set_out(false);
+    });
+}
+
+#[test]
+fn p19_an_owner_that_waits_for_nothing_but_the_backend_keeps_the_vdisk() {
+    let world = World::new().with_dtl(DtlMode::Sync);
+    let (owner, other, mut disk) = world.in_sync(64 * MIB);
+    let before = world.vdisk("demo");
+    let contest = disk.contesting(before.epoch);
+    with_a_full_log(&world, &mut disk, || {
+        let refuted = other.call::<_, ()>(method::CONTEST, &contest).unwrap_err();
+        assert_eq!(refuted.code, code::REFUTED, "{refuted}");
+        assert!(refuted.message.contains("waits for the backend"), "{refuted}");
+    });
+    disk.check_all();
+    let after = world.vdisk("demo");
+    assert_eq!((after.owner, after.epoch), (before.owner, before.epoch));
+    owner.stop();
+    other.stop();
+}
+
+#[test]
+fn p19_a_contest_of_an_owner_whose_session_is_over_claims_in_every_state() {
+    let world = World::new().with_dtl(DtlMode::Sync);
+    let owner = world.start();
+    owner.create("demo", 8 * MIB);
+    let mut disk = Disk::attach(&owner, "demo");
+    // Nobody takes a copy: the DTL is Degraded, and all of it in the backend.
+    disk.write(0, &[1; 4096], Durability::Durable);
+    let before = world.vdisk("demo");
+    owner.kill();
+    let other = world.start_other();
+    world.expire_owner("demo");
+    disk.contest(&other, before.epoch).unwrap();
+    assert_eq!(world.vdisk("demo").owner, world.id_of("router-2"));
+    disk.reattach(&other);
+    disk.check_all();
     other.stop();
 }

@@ -158,9 +158,13 @@ impl Disk {
 
     /// Says to this router that the owner of this epoch gives no service.
     pub fn contest(&self, at: &Router, epoch: Epoch) -> Result<(), WireError> {
+        at.call(method::CONTEST, &self.contesting(epoch))
+    }
+
+    /// What it says then.
+    pub fn contesting(&self, epoch: Epoch) -> Contest {
         let (name, generation) = (self.name.clone(), Some(self.generation));
-        let contest = Contest { name, edge: EdgeId(self.edge), generation, epoch };
-        at.call(method::CONTEST, &contest)
+        Contest { name, edge: EdgeId(self.edge), generation, epoch }
     }
 
     pub fn replay_complete(&self) {
