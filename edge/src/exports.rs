@@ -59,6 +59,15 @@ impl Exports {
         if read_only { Access::ReadOnly } else { Access::ReadWrite }
     }
 
+    fn mode(&self, name: &str) -> AttachMode {
+        let shared = self.config.shared.iter().any(|listed| listed == name);
+        match self.access(name) {
+            Access::ReadOnly => AttachMode::ReadOnly,
+            Access::ReadWrite if shared => AttachMode::Shared,
+            Access::ReadWrite => AttachMode::Exclusive,
+        }
+    }
+
     fn export(&self, name: &str, size: u64) -> Export {
         Export {
             name: name.to_owned(),
@@ -169,12 +178,7 @@ impl Exports {
     }
 
     fn beginning(&self, name: &str, after: Option<JoinHandle<()>>) -> Spawn {
-        let shared = self.config.shared.iter().any(|listed| listed == name);
-        let mode = match self.access(name) {
-            Access::ReadOnly => AttachMode::ReadOnly,
-            Access::ReadWrite if shared => AttachMode::Shared,
-            Access::ReadWrite => AttachMode::Exclusive,
-        };
+        let mode = self.mode(name);
         let request = Attach {
             name: name.to_owned(),
             edge: self.tokens.edge(),
@@ -205,7 +209,7 @@ impl Exports {
             log_bytes: self.config.replay_log_bytes,
             io_deadline: self.config.io_deadline,
             call_timeout: self.config.failover_after.max(CALL_TIMEOUT_MIN),
-            shared,
+            shared: mode == AttachMode::Shared,
             ..Settings::default()
         };
         let tokens = Arc::clone(&self.tokens);
@@ -233,21 +237,50 @@ impl Exports {
             let figures = slot.vdisk.figures();
             let comma = if at == 0 { "" } else { "," };
             let router = figures.router.replace(['"', '\\'], "?");
+            let stats = figures.stats;
             let _ = write!(
                 out,
-                "{comma}{{\"name\":\"{name}\",\"connections\":{},\"in_flight\":{},\"unflushed_bytes\":{},\
-                 \"reconnects\":{},\"replayed\":{},\"router\":\"{router}\",\"errors\":{},\"damaged\":{}}}",
+                "{comma}{{\"name\":\"{name}\",\"router\":\"{router}\",\"epoch\":{},\"mode\":\"{}\",\"connections\":{},\
+                 \"in_flight\":{},\"waiting_ms\":{},\"unflushed_bytes\":{},\"reconnects\":{},\"replayed\":{},\"errors\":{},\"damaged\":{}",
+                figures.epoch.map_or(0, |epoch| epoch.0),
+                word(self.mode(name)),
                 slot.vdisk.connections(),
-                figures.in_flight,
-                figures.unflushed_bytes,
-                figures.reconnects,
-                figures.replayed,
-                figures.errors,
-                figures.damaged,
+                stats.in_flight,
+                figures.waiting.as_millis(),
+                stats.log_bytes,
+                stats.reconnects,
+                stats.replayed,
+                stats.errors,
+                stats.damaged,
             );
+            let usages = [
+                ("reads", stats.reads),
+                ("writes", stats.writes),
+                ("unmaps", stats.unmaps),
+                ("flushes", stats.flushes),
+            ];
+            for (kind, usage) in usages {
+                let _ = write!(
+                    out,
+                    ",\"{kind}\":{{\"count\":{},\"bytes\":{},\"waited_us\":{},\"longest_us\":{}}}",
+                    usage.count,
+                    usage.bytes,
+                    usage.waited.as_micros(),
+                    usage.longest.as_micros(),
+                );
+            }
+            out.push('}');
         }
         out.push(']');
         out
+    }
+}
+
+const fn word(mode: AttachMode) -> &'static str {
+    match mode {
+        AttachMode::Exclusive => "exclusive",
+        AttachMode::Shared => "shared",
+        AttachMode::ReadOnly => "read-only",
     }
 }
 

@@ -7,10 +7,11 @@
 mod task;
 
 use crate::nbd::Finished;
-use edge_core::session::Op;
-use model::VdiskId;
+use edge_core::session::{Op, Stats};
+use model::{Epoch, VdiskId};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use wire::WireError;
 
@@ -52,13 +53,12 @@ pub enum Phase {
 /// What status tells.
 #[derive(Debug, Clone, Default)]
 pub struct Figures {
-    pub in_flight: usize,
-    pub unflushed_bytes: u64,
-    pub reconnects: u64,
+    pub stats: Stats,
+    /// Where it is attached; empty while it looks for the owner.
     pub router: String,
-    pub errors: u64,
-    pub damaged: u64,
-    pub replayed: u64,
+    pub epoch: Option<Epoch>,
+    /// How long the oldest request had waited when that was looked at last: once a second.
+    pub waiting: Duration,
 }
 
 #[derive(Debug)]

@@ -2,6 +2,7 @@
 
 use crate::cluster::Where;
 use crate::dtl::{self, DtlCommand};
+use crate::edge::{self, EdgeCommand};
 use crate::failure::{EXIT_CODES, Failure};
 use crate::inspect::{self, Check, KvCommand};
 use crate::mds::{self, MdsCommand};
@@ -87,8 +88,8 @@ pub enum Command {
     AlbaProxy(RoleArgs),
     /// Run one storage router, or list them, hand vDisks over, empty one for maintenance
     Router(RouterArgs),
-    /// Run one edge: the NBD server
-    Edge(RoleArgs),
+    /// Run one edge, the NBD server, or see what the edges serve and how their clients fare
+    Edge(EdgeArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -114,6 +115,15 @@ pub struct AsdArgs {
 pub struct RouterArgs {
     #[command(subcommand)]
     pub command: Option<RouterCommand>,
+    #[command(flatten)]
+    pub run: Option<RoleArgs>,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub struct EdgeArgs {
+    #[command(subcommand)]
+    pub command: Option<EdgeCommand>,
     #[command(flatten)]
     pub run: Option<RoleArgs>,
 }
@@ -168,7 +178,16 @@ pub fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Router(RouterArgs { run: None, .. }) => Err(Failure::config(
             "say `holdfast router --config FILE`, or `holdfast router list` and the like; see --help",
         )),
-        Command::Edge(args) => done(process::run(ProcessRole::Edge, &args)),
+        Command::Edge(EdgeArgs { command: Some(command), .. }) => {
+            let cluster = place.load()?;
+            done(block_on(edge::run(command, &cluster))?)
+        }
+        Command::Edge(EdgeArgs { run: Some(args), .. }) => {
+            done(process::run(ProcessRole::Edge, &args))
+        }
+        Command::Edge(EdgeArgs { run: None, .. }) => {
+            Err(Failure::config("say `holdfast edge --config FILE` or `holdfast edge status`"))
+        }
         Command::Config(ConfigCommand::Example { role }) => {
             print(process::example(role));
             Ok(ExitCode::SUCCESS)

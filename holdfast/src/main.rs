@@ -16,6 +16,7 @@ mod cli;
 mod client;
 mod cluster;
 mod dtl;
+mod edge;
 mod failure;
 mod inspect;
 mod mds;

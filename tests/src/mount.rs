@@ -29,7 +29,7 @@ impl LoopDevice {
     #[must_use]
     pub fn missing() -> Option<String> {
         let devices = ["/dev/fuse", "/dev/loop-control"];
-        let programs = ["nbdfuse", "losetup", "fusermount3"];
+        let programs = ["nbdfuse", "nbdkit", "losetup", "fusermount3"];
         let device = devices.iter().find(|path| !Path::new(path).exists());
         let program = programs.iter().find(|program| !is_installed(program));
         device.or(program).map(|missing| format!("{missing} is not available here"))
@@ -37,10 +37,24 @@ impl LoopDevice {
 
     /// `dir` is made, and holds the mount points.
     pub fn attach(uri: &str, dir: &Path) -> anyhow::Result<Self> {
+        Self::attach_to(&[uri], dir)
+    }
+
+    /// Through a client that connects again when the edge was away, which nbdfuse alone doesn't: nbdkit's retry filter over
+    /// its NBD plugin. What was asked and not answered is asked again.
+    pub fn attach_for_good(uri: &str, dir: &Path) -> anyhow::Result<Self> {
+        let uri = format!("uri={uri}");
+        let retry = ["--filter=retry", "nbd", &uri, "retry=60", "retries=60", "retry-delay=1"];
+        let nbdkit = ["[", "nbdkit", "--exit-with-parent"];
+        let exponential = ["retry-exponential=no", "]"];
+        Self::attach_to(&[&nbdkit[..], &retry, &exponential].concat(), dir)
+    }
+
+    fn attach_to(server: &[&str], dir: &Path) -> anyhow::Result<Self> {
         let fuse_dir = dir.join("nbd");
         fs::create_dir_all(&fuse_dir)?;
         let file = fuse_dir.join("disk");
-        let mut nbdfuse = Tool::new("nbdfuse").arg(&file).arg(uri).spawn()?;
+        let mut nbdfuse = Tool::new("nbdfuse").arg(&file).args(server).spawn()?;
         let shown = wait_until(LIMIT, "nbdfuse to show the disk", || {
             ensure!(!nbdfuse.has_ended()?, "nbdfuse ended: {}", nbdfuse.printed()?);
             Ok(file.exists())

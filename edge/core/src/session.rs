@@ -30,6 +30,7 @@ mod log;
 mod send;
 #[cfg(test)]
 mod tests;
+mod usage;
 
 use crate::slab::{Key, Slab};
 use bytes::Bytes;
@@ -41,6 +42,8 @@ use wire::router::{
     BlockStatus, Durability, Extent, Flush, IO_MAX, Location, Read, ReplayComplete, Unmap,
     UnmapKind, Write,
 };
+
+pub use usage::{Stats, Usage};
 
 /// Names a call towards the router until it is answered.
 pub type CallKey = Key;
@@ -216,18 +219,6 @@ pub enum AttachError {
     Fenced,
 }
 
-/// Figures of a session.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Stats {
-    pub in_flight: usize,
-    pub log_bytes: u64,
-    pub log_entries: usize,
-    pub reconnects: u64,
-    pub replayed: u64,
-    pub errors: u64,
-    pub damaged: u64,
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Link {
     Down,
@@ -254,6 +245,7 @@ struct Attachment {
 struct OpState<T> {
     ticket: T,
     since: Now,
+    bytes: u64,
     pieces_left: usize,
     error: Option<IoError>,
     /// Of a read, by piece.
@@ -264,8 +256,9 @@ struct OpState<T> {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum OpKind {
-    Change,
     Read,
+    Write,
+    Unmap,
     Flush,
     Status,
 }
@@ -370,6 +363,8 @@ pub struct Session<T> {
     unflushed_since: Option<Now>,
     replay_complete_sent: bool,
     next_tick: Now,
+    /// When something happened last.
+    now: Now,
     replayed_now: u64,
     stats: Stats,
     effects: VecDeque<Effect<T>>,
@@ -398,16 +393,9 @@ impl<T> Session<T> {
             unflushed_since: None,
             replay_complete_sent: false,
             next_tick: Now(Duration::ZERO),
+            now: Now(Duration::ZERO),
             replayed_now: 0,
-            stats: Stats {
-                in_flight: 0,
-                log_bytes: 0,
-                log_entries: 0,
-                reconnects: 0,
-                replayed: 0,
-                errors: 0,
-                damaged: 0,
-            },
+            stats: Stats::NONE,
             effects: VecDeque::new(),
         }
     }
@@ -417,18 +405,19 @@ impl<T> Session<T> {
     /// # Panics
     /// When the checksums of a write aren't one per cluster touched.
     pub fn submit(&mut self, now: Now, op: Op, ticket: T) {
+        self.now = now;
         if let Link::Failed(error) = self.link {
             self.effects.push_back(Effect::Reply { ticket, result: Err(error) });
             return;
         }
         match op {
             Op::Flush => {
-                let key = self.open(now, ticket, (OpKind::Flush, 1));
+                let key = self.open(ticket, (OpKind::Flush, 1), 0);
                 self.flush_waiters.push(key);
             }
             Op::Read { offset, len } => {
                 let pieces: Vec<(u64, u64)> = pieces(offset, len.into()).collect();
-                let key = self.open(now, ticket, (OpKind::Read, pieces.len()));
+                let key = self.open(ticket, (OpKind::Read, pieces.len()), len.into());
                 for (piece, (offset, len)) in pieces.into_iter().enumerate() {
                     let len = model::u32_of(model::usize_of(len));
                     let tries = Tries::default();
@@ -436,24 +425,23 @@ impl<T> Session<T> {
                 }
             }
             Op::BlockStatus { offset, len, extents_max } => {
-                let key = self.open(now, ticket, (OpKind::Status, 1));
+                let key = self.open(ticket, (OpKind::Status, 1), 0);
                 let tries = Tries::default();
                 self.asks.push_back((Ask::Status { op: key, offset, len, extents_max }, tries));
             }
             Op::Unmap { offset, len, kind, durability } => {
-                let op = self.open(now, ticket, (OpKind::Change, 1));
+                let op = self.open(ticket, (OpKind::Unmap, 1), len);
                 let change = log::Change::Unmap { offset, len, kind };
                 self.new_changes.push_back(NewChange { op, change, durability });
             }
             Op::Write { offset, data, checksums, durability } => {
-                self.submit_write(now, ticket, (offset, data, checksums), durability);
+                self.submit_write(ticket, (offset, data, checksums), durability);
             }
         }
     }
 
     fn submit_write(
         &mut self,
-        now: Now,
         ticket: T,
         (offset, mut data, checksums): (u64, Bytes, Vec<u32>),
         durability: Durability,
@@ -462,12 +450,13 @@ impl<T> Session<T> {
         let clusters = model::usize_of(range.clusters_touched().count());
         assert_eq!(clusters, checksums.len(), "one checksum per cluster touched");
         if range.len() <= u64::from(IO_MAX) {
-            let op = self.open(now, ticket, (OpKind::Change, 1));
+            let op = self.open(ticket, (OpKind::Write, 1), range.len());
             let change = log::Change::Write { offset, data, checksums };
             self.new_changes.push_back(NewChange { op, change, durability });
             return;
         }
-        let op = self.open(now, ticket, (OpKind::Change, pieces(offset, range.len()).count()));
+        let count = pieces(offset, range.len()).count();
+        let op = self.open(ticket, (OpKind::Write, count), range.len());
         let mut rest = &checksums[..];
         for (offset, len) in pieces(offset, range.len()) {
             let part = ByteRange::new(offset, len).expect("inside the whole");
@@ -479,11 +468,18 @@ impl<T> Session<T> {
         }
     }
 
-    fn open(&mut self, now: Now, ticket: T, (kind, pieces): (OpKind, usize)) -> OpKey {
+    fn open(&mut self, ticket: T, (kind, pieces): (OpKind, usize), bytes: u64) -> OpKey {
         let parts = if kind == OpKind::Read { vec![Bytes::new(); pieces] } else { Vec::new() };
-        let (error, extents) = (None, Vec::new());
-        let op = OpState { ticket, since: now, pieces_left: pieces, error, parts, extents, kind };
-        self.ops.insert(op)
+        self.ops.insert(OpState {
+            ticket,
+            since: self.now,
+            bytes,
+            pieces_left: pieces,
+            error: None,
+            parts,
+            extents: Vec::new(),
+            kind,
+        })
     }
 
     /// One piece of a request is finished; the last one answers it. Nothing happens when it was answered already.
@@ -494,20 +490,21 @@ impl<T> Session<T> {
         }
         state.pieces_left -= 1;
         if state.pieces_left == 0 {
-            let state = self.ops.remove(op).expect("just found");
+            let mut state = self.ops.remove(op).expect("just found");
             let result = match (state.error, state.kind) {
                 (Some(error), _) => Err(error),
-                (None, OpKind::Read) => Ok(Outcome::Data(state.parts)),
-                (None, OpKind::Status) => Ok(Outcome::Extents(state.extents)),
-                (None, OpKind::Change | OpKind::Flush) => Ok(Outcome::Done),
+                (None, OpKind::Read) => Ok(Outcome::Data(std::mem::take(&mut state.parts))),
+                (None, OpKind::Status) => Ok(Outcome::Extents(std::mem::take(&mut state.extents))),
+                (None, OpKind::Write | OpKind::Unmap | OpKind::Flush) => Ok(Outcome::Done),
             };
-            self.reply(state.ticket, result);
+            self.reply(state, result);
         }
     }
 
-    fn reply(&mut self, ticket: T, result: Result<Outcome, IoError>) {
+    fn reply(&mut self, op: OpState<T>, result: Result<Outcome, IoError>) {
+        self.count(&op);
         self.stats.errors += u64::from(result.is_err());
-        self.effects.push_back(Effect::Reply { ticket, result });
+        self.effects.push_back(Effect::Reply { ticket: op.ticket, result });
     }
 
     /// Does what the present state allows, then hands out everything to do, in order.
@@ -526,6 +523,7 @@ impl<T> Session<T> {
 
     /// Time passes: deadlines, retries, background flushes.
     pub fn tick(&mut self, now: Now) {
+        self.now = now;
         if now < self.next_tick {
             return;
         }
@@ -541,7 +539,7 @@ impl<T> Session<T> {
             for key in expired {
                 // What was sent may still take effect: its log entry stays, in its place in the order.
                 let state = self.ops.remove(key).expect("just found");
-                self.reply(state.ticket, Err(IoError::Io));
+                self.reply(state, Err(IoError::Io));
             }
         }
     }
@@ -578,16 +576,6 @@ impl<T> Session<T> {
     #[must_use]
     pub const fn is_live(&self) -> bool {
         matches!(self.link, Link::Live)
-    }
-
-    #[must_use]
-    pub fn stats(&self) -> Stats {
-        Stats {
-            in_flight: self.ops.len(),
-            log_bytes: self.log.bytes(),
-            log_entries: self.log.len(),
-            ..self.stats
-        }
     }
 
     /// A random number for jitter (xorshift; its quality doesn't matter).

@@ -1,6 +1,6 @@
 //! The loop of one vDisk: requests, answers, connections and time in; calls and replies out.
 
-use super::{Figures, Phase, QUEUE, Shared, Submission, Ticket, Vdisk};
+use super::{Phase, QUEUE, Shared, Submission, Ticket, Vdisk};
 use crate::attach::{Found, Seeker};
 use crate::calls::Calls;
 use crate::checksum;
@@ -322,6 +322,8 @@ impl<F: Future<Output = CallDone>> Task<F> {
             return;
         }
         self.next_look = now.plus(LOOK_AROUND);
+        let waiting = self.session.waiting_since().map_or(Duration::ZERO, |since| now.since(since));
+        self.shared.figures.lock().unwrap_or_else(PoisonError::into_inner).waiting = waiting;
         let used = self.shared.connections.load(Ordering::Relaxed) > 0;
         // Letting go of what is unflushed would lose what was acknowledged (L1); without a router, the attachment would
         // stay behind, and its owner wait for our replay (P6).
@@ -346,26 +348,14 @@ impl<F: Future<Output = CallDone>> Task<F> {
     }
 
     fn publish(&self) {
-        let stats = self.session.stats();
         let mut figures = self.shared.figures.lock().unwrap_or_else(PoisonError::into_inner);
-        *figures = Figures {
-            in_flight: stats.in_flight,
-            unflushed_bytes: stats.log_bytes,
-            reconnects: stats.reconnects,
-            router: if matches!(self.link, Link::Up { .. }) {
-                // Only on a change: this runs once per wake.
-                if figures.router == self.router {
-                    std::mem::take(&mut figures.router)
-                } else {
-                    self.router.clone()
-                }
-            } else {
-                String::new()
-            },
-            errors: stats.errors,
-            damaged: stats.damaged,
-            replayed: stats.replayed,
-        };
+        let router = if matches!(self.link, Link::Up { .. }) { self.router.as_str() } else { "" };
+        // Only on a change: this runs once per wake.
+        if figures.router != router {
+            router.clone_into(&mut figures.router);
+        }
+        figures.stats = self.session.stats();
+        figures.epoch = self.session.epoch();
     }
 
     /// Refuses what still comes, and ends the attachment where that can be done.

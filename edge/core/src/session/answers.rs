@@ -13,6 +13,7 @@ const DAMAGED_MAX: u32 = 2;
 impl<T> Session<T> {
     /// The router answered, or didn't. Answers of calls that are over, as their connection is, change nothing.
     pub fn answered(&mut self, now: Now, key: CallKey, result: Result<Answer, Failure>) {
+        self.now = now;
         let Some(call) = self.calls.remove(key) else { return };
         match (call.what, result) {
             (CallKind::Change(seq), Ok(Answer::Applied { epoch, lsn })) => {

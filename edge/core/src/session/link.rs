@@ -133,7 +133,7 @@ impl<T> Session<T> {
         self.unlinked();
         self.link = Link::Failed(IoError::Io);
         for op in self.ops.drain() {
-            self.reply(op.ticket, Err::<Outcome, IoError>(IoError::Io));
+            self.reply(op, Err::<Outcome, IoError>(IoError::Io));
         }
         self.log.clear();
         self.asks.clear();

@@ -554,3 +554,27 @@ fn numbers_of_an_attachment_never_run_ahead_of_what_a_router_remembers() {
 }
 
 const INFLIGHT_MAX_FOR_TEST: u64 = wire::router::INFLIGHT_MAX as u64;
+
+#[test]
+fn what_was_asked_and_how_long_it_took_is_counted_when_it_is_answered() {
+    let mut play = Play::live();
+    play.write(1, 0, Durability::Normal);
+    play.submit(Op::Flush, 2);
+    play.now = play.now.plus(Duration::from_millis(30));
+    play.applied(1, 1, 1);
+    let stats = play.session.stats();
+    assert_eq!((stats.writes.count, stats.writes.bytes, stats.flushes.count), (1, 100, 0));
+    assert_eq!(stats.writes.longest, Duration::from_millis(30));
+    let key = play.take_flush();
+    play.now = play.now.plus(Duration::from_millis(10));
+    play.answer(key, Ok(Answer::Flushed { epoch: Epoch(1), lsn: Lsn(1) }));
+    play.submit(Op::Flush, 3);
+    let key = play.take_flush();
+    play.answer(key, Ok(Answer::Flushed { epoch: Epoch(1), lsn: Lsn(1) }));
+    let flushes = play.session.stats().flushes;
+    assert_eq!((flushes.count, flushes.bytes), (2, 0));
+    assert_eq!(
+        (flushes.waited, flushes.longest),
+        (Duration::from_millis(40), Duration::from_millis(40))
+    );
+}
