@@ -13,14 +13,16 @@ use bytes::Bytes;
 use model::{FragmentKey, OsdId};
 use runtime::clock::boot_now;
 use runtime::endpoint::Endpoint;
+use runtime::events::Events;
 use runtime::peer::Identity;
 use runtime::rpc::{Call, CallError, Client, ClientOptions};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use wire::asd::{self, DiskState, GetStatus, Priority, PutCondition, PutResult, method};
+use wire::common::Severity;
 use wire::facts::{OsdRecord, OsdState};
 use wire::{Decode, Encode, Role};
 
@@ -109,18 +111,22 @@ pub enum PutError {
 
 #[derive(Default)]
 struct State {
+    /// Those that an event told of as not ok.
+    troubled: BTreeSet<OsdId>,
     health: HealthView,
     osds: BTreeMap<OsdId, Arc<Osd>>,
 }
 
 pub struct Osds {
     identity: Arc<Identity>,
+    /// What an operator should know of this proxy.
+    pub events: Events,
     state: Mutex<State>,
 }
 
 impl Osds {
     pub fn new(identity: Arc<Identity>) -> Self {
-        Self { identity, state: Mutex::default() }
+        Self { identity, events: Events::default(), state: Mutex::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -274,13 +280,22 @@ impl Osds {
     }
 
     fn report(&self, osd: OsdId, why: &str) {
-        let state = self.state();
-        let name = state.osds.get(&osd).map_or("?", |osd| osd.record.name.as_str());
+        let mut state = self.state();
+        let name = state.osds.get(&osd).map_or("?", |osd| osd.record.name.as_str()).to_owned();
         let condition = state.health.condition(osd);
         match condition {
-            OsdCondition::Ok => tracing::info!(osd = %name, why, "an OSD is ok"),
+            OsdCondition::Ok => {
+                tracing::info!(osd = %name, why, "an OSD is ok");
+                if state.troubled.remove(&osd) {
+                    let text = format!("{name} is used again: {why}");
+                    self.events.note(Severity::Info, "osd-ok", &text);
+                }
+            }
             OsdCondition::Full | OsdCondition::Suspect | OsdCondition::Down => {
                 tracing::warn!(osd = %name, condition = condition.name(), why, "an OSD isn't ok");
+                let text = format!("{name} is {}: {why}", condition.name());
+                state.troubled.insert(osd);
+                self.events.note(Severity::Warn, "osd", &text);
             }
         }
     }

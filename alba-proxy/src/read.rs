@@ -21,6 +21,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use tokio::time::Instant;
 use wire::asd::Priority;
+use wire::common::Severity;
 use wire::proxy::{RANGES_MAX, ReadDone, ReadObject};
 
 /// Bytes in one answer.
@@ -70,11 +71,15 @@ impl Proxy {
                 self.counters.reads.add(1);
                 if self.counters.found((request.namespace, object)) {
                     tracing::info!(%object, "a lost object can be read again");
+                    let text = format!("object {object} can be read again");
+                    self.osds.events.note(Severity::Info, "object-found", &text);
                 }
             }
             Err(ProxyError::Unreadable { problem, .. }) => {
                 if self.counters.lost((request.namespace, object), problem) {
                     tracing::error!(%object, problem, "an object is LOST unless its OSDs come back");
+                    let text = format!("object {object}: {problem}");
+                    self.osds.events.note(Severity::Error, "object-lost", &text);
                 }
             }
             Err(_) => {}

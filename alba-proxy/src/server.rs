@@ -144,6 +144,13 @@ impl Service for ProxyService {
                     proxy.fill_now(q.namespace, deadline).await
                 });
             }
+            wire::common::method::EVENTS => match request.decode::<wire::common::EventsAsk>() {
+                Ok(ask) => {
+                    let list = self.proxy.osds.events.list(&ask, self.proxy.identity.incarnation);
+                    responder.reply(&list, Bytes::new());
+                }
+                Err(error) => responder.fail(error),
+            },
             wire::common::method::STATUS => responder.reply(&self.status(), Bytes::new()),
             _ => {
                 let error = request.unknown_method();

@@ -3,6 +3,7 @@
 use crate::cluster::Where;
 use crate::dtl::{self, DtlCommand};
 use crate::edge::{self, EdgeCommand};
+use crate::events::{self, EventsArgs};
 use crate::failure::{EXIT_CODES, Failure};
 use crate::inspect::{self, Check, KvCommand};
 use crate::mds::{self, MdsCommand};
@@ -34,6 +35,22 @@ Examples:
   holdfast up --dir /srv/holdfast --vdisk db:100GiB --vdisk logs:20GiB
   holdfast up --asds 12 --policy '8,3,10,1;4,2,5,1'
   holdfast up --transport tls --nbd unix:/run/holdfast.sock
+";
+
+const EVENTS_HELP: &str = "\
+Routers and proxies keep their newest 1,024 events each, in memory: a process that was started again remembers only its
+own life, and what others saw of it. Times are those of the process's host.
+
+  serving claimed taken-over handed-over not-handed-over     who owns a vDisk
+  contested fenced not-opened gap loss-accepted              why it moved, or isn't served
+  dtl dtl-mode backend-out backend-back                      where what is written is safe
+  session session-lost standing log-full log-failed          a router
+  osd osd-ok object-lost object-found                        disks, as a proxy sees them
+
+Examples:
+  holdfast events --since 1h
+  holdfast events --follow --vdisk db
+  holdfast events --follow --json | while read -r event; do …; done
 ";
 
 /// Erasure-coded block storage
@@ -82,6 +99,9 @@ pub enum Command {
     /// Print or check a role's configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// What happened to vDisks, routers and disks, over all processes by time
+    #[command(after_help = EVENTS_HELP)]
+    Events(EventsArgs),
     /// Run one node of the key-value store
     Arakoon(RoleArgs),
     /// Run one alba-proxy
@@ -205,6 +225,10 @@ pub fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Vdisk(command) => {
             let cluster = place.load()?;
             done(block_on(vdisk::run(command, &cluster))?)
+        }
+        Command::Events(args) => {
+            let cluster = place.load()?;
+            done(block_on(events::run(args, &cluster))?)
         }
         Command::Dtl(command) => {
             let cluster = place.load()?;

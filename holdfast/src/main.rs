@@ -17,6 +17,7 @@ mod client;
 mod cluster;
 mod dtl;
 mod edge;
+mod events;
 mod failure;
 mod inspect;
 mod mds;

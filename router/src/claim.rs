@@ -20,6 +20,7 @@ use router_core::dtl::takeover::{Evidence, judge};
 use router_core::volume::HeadState;
 use runtime::endpoint::Endpoint;
 use runtime::net::{NetError, connect};
+use wire::common::Severity;
 use wire::dtl::{DtlFacts, DtlState, Held, LogStatus};
 use wire::facts::{DtlRecord, RouterRecord, VdiskRecord, key};
 use wire::router::code;
@@ -88,6 +89,9 @@ impl Router {
         }
         let (name, state) = (&read.value.name, dtl.value.facts.state);
         tracing::warn!(%vdisk, name, from = %owner, why, %epoch, ?state, "claimed from its owner");
+        let from = self.ties.name_of(owner);
+        let text = format!("from {from} at epoch {epoch}, DTL {state:?}: {why}");
+        self.events.of(Severity::Warn, "claimed", vdisk, &text);
         self.ensure_opening(vdisk);
         Ok(Some(vdisk))
     }

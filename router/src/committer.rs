@@ -14,6 +14,7 @@ use router_core::sco::{self, Built};
 use router_core::volume::{Committed, Unit};
 use runtime::random::jitter;
 use tokio::task::JoinSet;
+use wire::common::Severity;
 use wire::proxy::{Head, PutDone, PutObject, code as proxy_code, method};
 use wire::router::code;
 use wire::{ErrorClass, WireError};
@@ -115,8 +116,11 @@ impl Router {
                     tracing::debug!(%object, bytes = payload.len(), holes = done.holes, policy = done.policy, "stored");
                     let mut state = self.state();
                     if let Ok(serving) = state.serving(vdisk) {
-                        serving.degraded = None;
                         serving.backend_away = false;
+                        if serving.degraded.take().is_some() {
+                            let text = "it takes objects again";
+                            self.events.of(Severity::Info, "backend-back", vdisk, text);
+                        }
                         serving.tlogs.insert(object, Arc::new(tlog));
                     }
                     return Stored::Done(object);
@@ -134,6 +138,8 @@ impl Router {
                 };
                 if serving.degraded.is_none() {
                     tracing::warn!(%vdisk, %object, reason, "the backend doesn't take SCOs; writes stay in the log");
+                    let text = format!("it takes no objects, writes stay in the log: {reason}");
+                    self.events.of(Severity::Warn, "backend-out", vdisk, &text);
                 }
                 serving.degraded = Some(reason);
                 serving.backend_away = away;
@@ -222,10 +228,12 @@ impl Router {
         let error = match &slot {
             Slot::Fenced(reason) | Slot::Elsewhere(reason) => {
                 tracing::warn!(%vdisk, reason, "fenced: another router owns this vDisk now");
+                self.events.of(Severity::Warn, "fenced", vdisk, reason);
                 WireError::new(ErrorClass::Redirect, code::NOT_OWNER, reason.clone())
             }
             Slot::Gap(reason) => {
                 tracing::error!(%vdisk, reason, "the vDisk can't be served");
+                self.events.of(Severity::Error, "gap", vdisk, reason);
                 WireError::refuse(code::GAP, reason.clone())
             }
             Slot::Opening | Slot::Serving(_) | Slot::Deleting => {

@@ -22,6 +22,7 @@ use router_core::contest::{self, Service, Verdict};
 use runtime::clock::boot_now;
 use runtime::rpc::{Call, CallError};
 use wire::WireError;
+use wire::common::Severity;
 use wire::dtl::DtlState;
 use wire::facts::{AttachmentMode, AttachmentsRecord, ContestRecord, Record, VdiskRecord, key};
 use wire::router::{Contest, Contested, code, method};
@@ -163,6 +164,8 @@ impl Router {
             return Err(refuted(why));
         }
         tracing::warn!(%vdisk, name = %serving.record.name, %by, "contested: an edge has no service from here");
+        let text = format!("by {}: an edge has no service from here", self.ties.name_of(by));
+        self.events.of(Severity::Warn, "contested", vdisk, &text);
         if !serving.is_claimable() && !serving.handing_over {
             // Others may have service here: they don't wait again and again for what can't be (L8).
             if serving.degraded.is_some() {

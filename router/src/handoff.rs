@@ -24,6 +24,7 @@ use model::{RouterId, VdiskId};
 use runtime::clock::boot_now;
 use runtime::endpoint::Endpoint;
 use runtime::rpc::{Call, CallError, Client, ClientOptions};
+use wire::common::Severity;
 use wire::facts::{DtlRecord, RouterRecord, RouterState, VdiskRecord, key};
 use wire::router::{Adoption, Transferred, code, method};
 use wire::{ErrorClass, Role, WireError};
@@ -73,6 +74,13 @@ impl Router {
         self.facts.register(&self.record(state)).await.map_err(|error| error.to_wire())?;
         self.state().draining = state == RouterState::Draining;
         tracing::info!(?state, "standing changed by an operator");
+        let text = match state {
+            RouterState::Online => "it takes vDisks again, by an operator's word",
+            RouterState::Draining | RouterState::Offline => {
+                "it takes no vDisks, by an operator's word"
+            }
+        };
+        self.note(Severity::Info, "standing", text);
         Ok(())
     }
 
@@ -152,6 +160,8 @@ impl Router {
             Err(error) => return Err(error.to_wire()),
         }
         tracing::info!(%vdisk, name, from = %owner.value.name, "taken over from a router that stopped cleanly");
+        let text = format!("{} left it behind when it stopped", owner.value.name);
+        self.events.of(Severity::Info, "taken-over", vdisk, &text);
         self.ensure_opening(vdisk);
         Ok(Some(vdisk))
     }
@@ -206,6 +216,8 @@ impl Router {
                     serving.frozen_in_vain = Some(boot_now());
                 }
                 tracing::warn!(%vdisk, to = %target.name, %error, "a hand-over didn't come about; serving on");
+                let text = format!("to {}, served on here: {error}", target.name);
+                self.events.of(Severity::Warn, "not-handed-over", vdisk, &text);
                 return Err(error);
             }
             Err(Halt::Unknown(error)) => {
@@ -228,6 +240,9 @@ impl Router {
         let pause = boot_now().since(start);
         tracing::info!(%vdisk, name = new.name, to = %target.name, ?pause, "handed over");
         let pause_ms = u32::try_from(pause.as_millis()).unwrap_or(u32::MAX);
+        let text =
+            format!("to {} at epoch {}; requests waited {pause_ms} ms", target.name, new.epoch);
+        self.events.of(Severity::Info, "handed-over", vdisk, &text);
         Ok(Transferred { owner: to, epoch: new.epoch, pause_ms })
     }
 

@@ -14,6 +14,7 @@ use std::time::Duration;
 use arakoon_client::{Session, SessionState, Transaction};
 use model::{Epoch, VdiskId};
 use runtime::random::jitter;
+use wire::common::Severity;
 use wire::facts::{DtlRecord, RouterState};
 
 use crate::facts::{Change, FactsError};
@@ -51,17 +52,25 @@ impl Router {
         let session = self.facts.open_session(&self.record(state)).await?;
         tracing::info!(incarnation = %session.incarnation(), "session opened");
         self.lease.set(session);
+        let text = if draining { "opened; it takes no vDisks" } else { "opened; in service" };
+        self.note(Severity::Info, "session", text);
         Ok(())
     }
 
     /// Holds a session until the router stops.
     pub async fn lease_loop(self: Arc<Self>) {
+        let mut had_one = false;
         loop {
-            if self.lease.current().is_none()
-                && !self.state().stopping
-                && let Err(error) = self.register().await
-            {
-                tracing::warn!(%error, "can't register with arakoon yet");
+            if self.lease.current().is_some() {
+                had_one = true;
+            } else if !self.state().stopping {
+                if std::mem::take(&mut had_one) {
+                    let text = "it is over: arakoon wasn't reached for too long; what isn't InSync isn't read here";
+                    self.note(Severity::Warn, "session-lost", text);
+                }
+                if let Err(error) = self.register().await {
+                    tracing::warn!(%error, "can't register with arakoon yet");
+                }
             }
             tokio::select! {
                 () = self.stop.wait() => return,

@@ -22,6 +22,7 @@ use router_core::dtl::loss::weigh;
 use router_core::dtl::takeover::Evidence;
 use router_core::recover::{Accepted, Gap};
 use runtime::clock::unix_ms;
+use wire::common::Severity;
 use wire::dtl::{DtlFacts, LogStatus};
 use wire::facts::{DtlRecord, Loss, LossRecord, Record, VdiskRecord, key};
 use wire::router::{RecoverVdisk, Recovery, RecoveryPlace, RecoveryVerdict, code};
@@ -247,6 +248,8 @@ impl Router {
         })?;
         let (name, from, missing) = (&case.read.value.name, lost.from, &lost.missing);
         tracing::error!(%vdisk, name, by, %owner, %epoch, %from, through = ?lost.through, missing, "an operator accepted the loss of writes");
+        let text = format!("by {by}: writes from LSN {from} on given up; {missing}");
+        self.events.of(Severity::Error, "loss-accepted", vdisk, &text);
         self.open_after_loss(vdisk);
         Ok(())
     }

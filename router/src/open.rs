@@ -20,6 +20,7 @@ use router_core::tlog::{Meta, Tlog, TlogError};
 use router_core::volume::{Change, HeadState, Replayed, Stamp, Volume};
 use runtime::random::jitter;
 use wire::WireError;
+use wire::common::Severity;
 use wire::facts::{AttachmentMode, VdiskRecord};
 use wire::proxy::{
     Head, ListObjects, ObjectInfo, Objects, RaiseEpoch, ReadDone, ReadHead, ReadObject,
@@ -162,6 +163,7 @@ impl Router {
                 }
                 Verdict::Again(reason) => {
                     tracing::warn!(%vdisk, reason, "can't open the vDisk yet");
+                    self.events.of(Severity::Warn, "not-opened", vdisk, &reason);
                     tokio::select! {
                         () = self.stop.wait() => return,
                         () = tokio::time::sleep(jitter(PAUSE)) => {}
@@ -245,6 +247,9 @@ impl Router {
         }
         tracing::info!(%vdisk, name = serving.record.name, %epoch, %committed, %last, "serving");
         state.begin_serving(serving);
+        drop(state);
+        let text = format!("from epoch {epoch} on, LSN {last}; in the backend through {committed}");
+        self.events.of(Severity::Info, "serving", vdisk, &text);
         Ok(())
     }
 

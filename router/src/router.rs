@@ -10,10 +10,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use model::{Cluster, RouterId, VdiskId};
 use runtime::clock::boot_now;
+use runtime::events::Events;
 use runtime::peer::Identity;
 use runtime::shutdown::Shutdown;
 use tokio::sync::Notify;
 use wire::WireError;
+use wire::common::Severity;
 use wire::router::{RouterAddress, code};
 
 use crate::backend::Backend;
@@ -48,6 +50,8 @@ pub struct Router {
     pub dtl: TargetServer,
     pub ties: Arc<Ties>,
     pub peers: Arc<Peers>,
+    /// What an operator should know of this router.
+    pub events: Arc<Events>,
     /// The other routers, as last read from arakoon.
     pub others: Mutex<(u64, Vec<RouterAddress>)>,
     state: Mutex<State>,
@@ -79,6 +83,7 @@ impl Router {
         let Parts { config, id, identity, addresses, facts, backend, maps, disk, state, dtl, ties } =
             parts;
         let peers = Peers::new(Arc::clone(&identity), Arc::clone(&ties) as _);
+        let events = Arc::clone(&ties.events);
         let frames = Frames::new(config.read_cache, backend.clone());
         Arc::new(Self {
             config,
@@ -94,6 +99,7 @@ impl Router {
             dtl,
             ties,
             peers,
+            events,
             others: Mutex::default(),
             state: Mutex::new(state),
             append: Notify::new(),
@@ -219,6 +225,13 @@ impl Router {
             Ok(Err(error)) => {
                 // A full disk: writers wait until there is space, and an operator is told why.
                 tracing::error!(%error, "a log segment can't be made; writes wait when the others are full");
+                self.note(
+                    Severity::Error,
+                    "log-full",
+                    &format!(
+                        "a log segment can't be made: {error}; writes wait when the others are full"
+                    ),
+                );
                 self.state().log_problem = Some(error.to_string());
                 tokio::time::sleep(Duration::from_secs(1)).await;
                 self.state().preparing = None;
@@ -229,9 +242,19 @@ impl Router {
         self.wake_append();
     }
 
+    /// An event of this router, about no vDisk in particular.
+    pub fn note(&self, severity: Severity, kind: &'static str, text: &str) {
+        self.events.note(severity, kind, text);
+    }
+
     /// The log can't be trusted any more: nobody is acknowledged, and the process ends. A restart scans anew.
     pub fn fail(&self, reason: &str) {
         tracing::error!(reason, "the write log failed, stopping");
+        self.note(
+            Severity::Error,
+            "log-failed",
+            &format!("the write log failed: {reason}; the router stops"),
+        );
         let error = WireError::fatal(
             wire::error::code::STOPPING,
             format!("the router's write log failed: {reason}"),

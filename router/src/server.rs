@@ -308,26 +308,9 @@ impl Server {
                     router.transfer(router.owned_by_name(&transfer.name).await?, transfer.to).await
                 });
             }
-            method::SET_STANDING => {
-                let standing: SetStanding = checked!(responder, request.decode());
-                spawn(responder, async move { router.set_standing(standing.state).await });
-            }
-            method::PREPARE_ADOPTION => {
-                let adoption: Adoption = checked!(responder, request.decode());
-                spawn(responder, async move { router.prepare_adoption(adoption.vdisk).await });
-            }
             method::RECOVER_VDISK => {
                 let ask: RecoverVdisk = checked!(responder, request.decode());
                 spawn(responder, async move { router.recover_vdisk(&ask).await });
-            }
-            method::LIST_MAPS => responder.reply(&router.map_copies(), Bytes::new()),
-            method::ADOPT => {
-                let adoption: Adoption = checked!(responder, request.decode());
-                spawn(responder, async move { router.adopt(adoption.vdisk).await });
-            }
-            method::CONTESTED => {
-                let contested: Contested = checked!(responder, request.decode());
-                responder.finish(router.contested(&contested));
             }
             method::CREATE_VDISK => {
                 let create: CreateVdisk = checked!(responder, request.decode());
@@ -359,6 +342,37 @@ impl Server {
                 spawn(responder, async move {
                     router.sync(router.owned_by_name(&name.name).await?, patience).await
                 });
+            }
+            _ => return self.converse(request, responder),
+        }
+        Ok(())
+    }
+
+    /// What routers ask each other, and what is asked of a router rather than of a vDisk.
+    fn converse(&self, request: &Request, responder: Responder) -> Answered {
+        let router = Arc::clone(&self.router);
+        match request.method {
+            method::SET_STANDING => {
+                let standing: SetStanding = checked!(responder, request.decode());
+                spawn(responder, async move { router.set_standing(standing.state).await });
+            }
+            method::PREPARE_ADOPTION => {
+                let adoption: Adoption = checked!(responder, request.decode());
+                spawn(responder, async move { router.prepare_adoption(adoption.vdisk).await });
+            }
+            common::method::EVENTS => {
+                let ask: common::EventsAsk = checked!(responder, request.decode());
+                let list = router.events.list(&ask, router.identity.incarnation);
+                responder.reply(&list, Bytes::new());
+            }
+            method::LIST_MAPS => responder.reply(&router.map_copies(), Bytes::new()),
+            method::ADOPT => {
+                let adoption: Adoption = checked!(responder, request.decode());
+                spawn(responder, async move { router.adopt(adoption.vdisk).await });
+            }
+            method::CONTESTED => {
+                let contested: Contested = checked!(responder, request.decode());
+                responder.finish(router.contested(&contested));
             }
             _ => return Err((responder, request.unknown_method())),
         }

@@ -13,6 +13,7 @@ use holdfast_tests::history::Survival;
 use holdfast_tests::soak;
 use holdfast_tests::steps::Steps;
 use holdfast_tests::workload::{Counts, Load, Verifier};
+use serde_json::Value;
 use sim::Random;
 
 const BYTES: u64 = 48 << 20;
@@ -103,6 +104,7 @@ fn a_vdisk_changes_hands_under_load_without_an_error() -> anyhow::Result<()> {
         ensure!(cluster.json(&["router", "show", &from])?["state"] == "online");
         Ok(())
     });
+    steps.step("events tell of all this, by vDisk and time", || events_tell(&cluster));
     steps.step("what a router that stops cleanly owned is served by another", || {
         let from = owner(&cluster, "demo")?;
         let pid = cluster.pid(&from)?;
@@ -113,6 +115,25 @@ fn a_vdisk_changes_hands_under_load_without_an_error() -> anyhow::Result<()> {
         })
     });
     steps.done()
+}
+
+fn events_tell(cluster: &Cluster) -> anyhow::Result<()> {
+    let text = cluster.holdfast(&["events", "--vdisk", "demo", "--json"])?;
+    let events: Vec<Value> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    let told = |kind: &str, from: &str| {
+        events.iter().filter(|e| e["event"] == kind && e["process"] == from).count()
+    };
+    for router in ["router-1", "router-2"] {
+        ensure!(0 < told("handed-over", router) && 0 < told("serving", router), "{text}");
+    }
+    ensure!(events.iter().all(|e| e["vdisk"] == "demo" && e["role"] == "router"), "{text}");
+    let at: Vec<_> = events.iter().filter_map(|e| e["at"].as_str()).collect();
+    ensure!(at.len() == events.len() && at.is_sorted(), "{text}");
+    let shown = cluster.holdfast(&["events", "--since", "10min"])?;
+    ensure!(shown.starts_with("TIME") && shown.contains("takes no vDisks"), "{shown}");
+    let refused = cluster.holdfast_outcome(&["events", "--vdisk", "nope"], LIMIT)?;
+    ensure!(refused.status.code() == Some(3) && refused.stderr.contains("nope"), "{refused:?}");
+    Ok(())
 }
 
 /// Whichever of the two dies, and when: one of them owns the vDisk afterwards, and serves all that was acknowledged.

@@ -2,12 +2,13 @@
 //!
 //! Module map: [`endpoint`] where to connect · [`peer`] who we are · [`tls`] certificates and the cluster's CA ·
 //! [`net`] listeners and connections · [`rpc`] requests and answers over frames · [`config`] files to values ·
-//! [`rocks_logs`] what RocksDB would hang on · [`clock`], [`random`], [`shutdown`], [`logging`], [`dirlock`], [`status`] one small thing each.
+//! [`events`] what an operator should know · [`rocks_logs`] what RocksDB would hang on · [`clock`], [`random`], [`shutdown`], [`logging`], [`dirlock`], [`status`] one small thing each.
 
 pub mod clock;
 pub mod config;
 pub mod dirlock;
 pub mod endpoint;
+pub mod events;
 pub mod logging;
 pub mod net;
 pub mod peer;

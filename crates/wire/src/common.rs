@@ -1,7 +1,7 @@
 //! What every protocol has: the hello that opens a connection, and the status that every role answers.
 
 use crate::{message, tag};
-use model::Incarnation;
+use model::{Incarnation, VdiskId};
 
 /// Version of the framing and of all protocols on it. One version back stays readable.
 pub const VERSION: u16 = 1;
@@ -16,6 +16,15 @@ tag! {
         Edge = 5,
         /// An operator's command line or the manager.
         Admin = 6,
+    }
+}
+
+tag! {
+    /// How much an operator should mind.
+    pub enum Severity {
+        Info = 1,
+        Warn = 2,
+        Error = 3,
     }
 }
 
@@ -66,6 +75,8 @@ message! {
 pub mod method {
     /// `()` → [`super::Status`].
     pub const STATUS: u16 = 0xff00;
+    /// [`super::EventsAsk`] → [`super::EventList`]. Routers answer it, to operators.
+    pub const EVENTS: u16 = 0xff01;
 }
 
 message! {
@@ -80,5 +91,35 @@ message! {
         pub state: String,
         /// Facts of the role as one JSON object.
         pub details_json: String,
+    }
+}
+
+message! {
+    /// What happened in a process; see `runtime::events`.
+    pub struct Event {
+        /// Grows by one from event to event of one life of the process.
+        pub seq: u64,
+        /// For people; nothing is decided by it.
+        pub at_unix_ms: u64,
+        pub severity: Severity,
+        /// One word, for scripts: `claimed`, `gap`.
+        pub kind: String,
+        pub vdisk: Option<VdiskId>,
+        pub text: String,
+    }
+
+    pub struct EventsAsk {
+        /// Those with a higher number.
+        pub after: u64,
+        pub events_max: u32,
+    }
+
+    pub struct EventList {
+        /// Of the process: when it changes, numbers begin anew.
+        pub incarnation: Incarnation,
+        pub events: Vec<Event>,
+        /// Dropped before anybody asked for them.
+        pub lost: u64,
+        pub more: bool,
     }
 }

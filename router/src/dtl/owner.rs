@@ -239,7 +239,10 @@ impl Shared {
                     let shared = Arc::clone(self);
                     tokio::spawn(async move { shared.drop_log(target, through).await });
                 }
-                Effect::Changed { why } => tracing::info!(vdisk = %self.vdisk, why, "DTL"),
+                Effect::Changed { why } => {
+                    tracing::info!(vdisk = %self.vdisk, why, "DTL");
+                    self.peers.cluster.changed(self.vdisk, &why);
+                }
                 Effect::Fenced => {
                     tracing::warn!(vdisk = %self.vdisk, "another owner has claimed it");
                 }

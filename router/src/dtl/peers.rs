@@ -46,6 +46,9 @@ pub trait Cluster: Send + Sync + 'static {
     /// Routers that may be targets of this vDisk.
     fn candidates(&self, vdisk: VdiskId) -> BoxFuture<'_, Candidates>;
 
+    /// The state of a vDisk's DTL changed (L9).
+    fn changed(&self, _vdisk: VdiskId, _why: &str) {}
+
     /// Where a router listens, tried in turn.
     fn addresses(&self, router: RouterId) -> BoxFuture<'_, Vec<Endpoint>>;
 }

@@ -3,14 +3,16 @@
 //! Invariant: a proposal is answered only when its outcome is known, and the record's epoch was asserted with it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use model::{Epoch, LogId, Now, RouterId, VdiskId};
 use router_core::dtl::target::Refusal;
 use runtime::clock::boot_now;
 use runtime::endpoint::Endpoint;
+use runtime::events::Events;
 use runtime::random::jitter;
+use wire::common::Severity;
 use wire::dtl::{DtlFacts, LogName, TARGETS_MAX};
 use wire::facts::{DtlRecord, RouterRecord, RouterState, key};
 
@@ -36,9 +38,11 @@ pub struct Ties {
     domain: String,
     log: LogId,
     facts: Facts,
+    pub events: Arc<Events>,
     /// And when that was read.
     candidates: Mutex<Option<(Now, Online)>>,
     addresses: Mutex<BTreeMap<RouterId, Vec<Endpoint>>>,
+    names: Mutex<BTreeMap<RouterId, String>>,
 }
 
 impl Ties {
@@ -46,7 +50,9 @@ impl Ties {
     pub fn new(me: RouterId, own: &[String], domain: String, log: LogId, facts: Facts) -> Self {
         let own = own.iter().filter_map(|address| address.parse().ok()).collect();
         let (candidates, addresses) = (Mutex::default(), Mutex::default());
-        Self { me, own, domain, log, facts, candidates, addresses }
+        let events = Arc::new(Events::default());
+        let names = Mutex::default();
+        Self { me, own, domain, log, facts, events, candidates, addresses, names }
     }
 
     /// Routers and their addresses, as just read.
@@ -55,6 +61,14 @@ impl Ties {
         for router in routers {
             known.insert(router.router, endpoints(router));
         }
+        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        names.extend(routers.iter().map(|router| (router.router, router.name.clone())));
+    }
+
+    /// For people: its id while nothing else is known.
+    pub fn name_of(&self, router: RouterId) -> String {
+        let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        names.get(&router).cloned().unwrap_or_else(|| router.to_string())
     }
 
     async fn propose_until_known(
@@ -139,6 +153,12 @@ impl Cluster for Ties {
 
     fn candidates(&self, vdisk: VdiskId) -> BoxFuture<'_, Candidates> {
         Box::pin(async move { rank(vdisk, &self.domain, self.online().await) })
+    }
+
+    fn changed(&self, vdisk: VdiskId, why: &str) {
+        let well = why.starts_with("InSync") || why.starts_with("CatchingUp");
+        let severity = if well { Severity::Info } else { Severity::Warn };
+        self.events.of(severity, "dtl", vdisk, why);
     }
 
     fn addresses(&self, router: RouterId) -> BoxFuture<'_, Vec<Endpoint>> {

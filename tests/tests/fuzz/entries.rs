@@ -193,6 +193,8 @@ pub const MESSAGES: &[MessageKind] = {
         kind::<t::ReadRecords>(),
         kind::<t::Records>(),
         kind::<t::LogList>(),
+        kind::<c::EventsAsk>(),
+        kind::<c::EventList>(),
     ]
 };
 
