@@ -1,6 +1,6 @@
 //! The command line: what can be said, and where it goes.
 
-use crate::cluster::Where;
+use crate::cluster::{Cluster, Where};
 use crate::dtl::{self, DtlCommand};
 use crate::edge::{self, EdgeCommand};
 use crate::events::{self, EventsArgs};
@@ -174,8 +174,7 @@ pub fn run(cli: Cli) -> Result<ExitCode, Failure> {
     match command {
         Command::Arakoon(args) => done(process::run(ProcessRole::Arakoon, &args)),
         Command::Asd(AsdArgs { command: Some(AsdCommand::List { format }), .. }) => {
-            let cluster = place.load()?;
-            done(block_on(inspect::asd_list(&cluster, format))?)
+            ask(&place, async |cluster| inspect::asd_list(cluster, format).await)
         }
         Command::Asd(AsdArgs { run: Some(args), .. }) => {
             done(process::run(ProcessRole::Asd, &args))
@@ -184,13 +183,9 @@ pub fn run(cli: Cli) -> Result<ExitCode, Failure> {
             Err(Failure::config("say `holdfast asd --config FILE` or `holdfast asd list`"))
         }
         Command::AlbaProxy(args) => done(process::run(ProcessRole::AlbaProxy, &args)),
-        Command::Mds(command) => {
-            let cluster = place.load()?;
-            done(block_on(mds::run(command, &cluster))?)
-        }
+        Command::Mds(command) => ask(&place, async |cluster| mds::run(command, cluster).await),
         Command::Router(RouterArgs { command: Some(command), .. }) => {
-            let cluster = place.load()?;
-            done(block_on(router::run(command, &cluster))?)
+            ask(&place, async |cluster| router::run(command, cluster).await)
         }
         Command::Router(RouterArgs { run: Some(args), .. }) => {
             done(process::run(ProcessRole::Router, &args))
@@ -199,8 +194,7 @@ pub fn run(cli: Cli) -> Result<ExitCode, Failure> {
             "say `holdfast router --config FILE`, or `holdfast router list` and the like; see --help",
         )),
         Command::Edge(EdgeArgs { command: Some(command), .. }) => {
-            let cluster = place.load()?;
-            done(block_on(edge::run(command, &cluster))?)
+            ask(&place, async |cluster| edge::run(command, cluster).await)
         }
         Command::Edge(EdgeArgs { run: Some(args), .. }) => {
             done(process::run(ProcessRole::Edge, &args))
@@ -222,27 +216,23 @@ pub fn run(cli: Cli) -> Result<ExitCode, Failure> {
             let cluster = place.load()?;
             block_on(inspect::status(&cluster, format, check))?
         }
-        Command::Vdisk(command) => {
-            let cluster = place.load()?;
-            done(block_on(vdisk::run(command, &cluster))?)
-        }
-        Command::Events(args) => {
-            let cluster = place.load()?;
-            done(block_on(events::run(args, &cluster))?)
-        }
-        Command::Dtl(command) => {
-            let cluster = place.load()?;
-            done(block_on(dtl::run(command, &cluster))?)
-        }
+        Command::Vdisk(command) => ask(&place, async |cluster| vdisk::run(command, cluster).await),
+        Command::Events(args) => ask(&place, async |cluster| events::run(args, cluster).await),
+        Command::Dtl(command) => ask(&place, async |cluster| dtl::run(command, cluster).await),
         Command::Backend(BackendCommand::Show { format }) => {
-            let cluster = place.load()?;
-            done(block_on(inspect::backend_show(&cluster, format))?)
+            ask(&place, async |cluster| inspect::backend_show(cluster, format).await)
         }
-        Command::Kv(command) => {
-            let cluster = place.load()?;
-            done(block_on(inspect::kv(command, &cluster))?)
-        }
+        Command::Kv(command) => ask(&place, async |cluster| inspect::kv(command, cluster).await),
     }
+}
+
+/// Of a cluster that runs.
+fn ask(
+    place: &Where,
+    work: impl AsyncFnOnce(&Cluster) -> Result<(), Failure>,
+) -> Result<ExitCode, Failure> {
+    let cluster = place.load()?;
+    block_on(work(&cluster))?.map(|()| ExitCode::SUCCESS)
 }
 
 /// On one thread, as every role runs.
