@@ -38,8 +38,8 @@ Examples:
 ";
 
 const EVENTS_HELP: &str = "\
-Routers and proxies keep their newest 1,024 events each, in memory: a process that was started again remembers only its
-own life, and what others saw of it. Times are those of the process's host.
+Routers and proxies keep their newest 1,024 events each, in memory: one that was started again
+remembers only its own life. Times are those of the process's host.
 
   serving claimed taken-over handed-over not-handed-over     who owns a vDisk
   contested fenced not-opened gap loss-accepted              why it moved, or isn't served

@@ -1,6 +1,8 @@
 //! `holdfast router …`: which routers there are and what they own; vDisks from one to another; a router emptied for
 //! maintenance and taken back.
 
+mod maintenance;
+
 use crate::client::{Admin, arakoon_failure, call};
 use crate::cluster::{Cluster, Member};
 use crate::failure::Failure;
@@ -8,16 +10,43 @@ use crate::output::{Format, print, print_json};
 use crate::role::ProcessRole;
 use crate::table::{Cell, Paint, Table, Tone};
 use crate::up::bootstrap::vdisks;
+use crate::vdisk::recover::operator;
 use crate::vdisk::{Ask, Routers, duration};
 use arakoon_client::SessionInfo;
 use indicatif::{ProgressBar, ProgressStyle};
 use model::RouterId;
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::time::Duration;
 use wire::facts::{Record, RouterRecord, RouterState, VdiskRecord, key};
 use wire::router::{SetStanding, Transfer, Transferred, method};
 
 const LIMIT: Duration = Duration::from_secs(10);
+
+const REBALANCE_HELP: &str = "\
+vDisks go from routers that carry much to those that carry little, within a domain where that
+goes, and rather not to the router that keeps the second copy of their log. Draining and offline
+routers are left alone, full ones are given none. A vDisk never gets farther from an edge that is
+named. Requests to a vDisk wait for a moment while it is handed over.
+
+Routers do this by themselves, one step at a time, if their configuration says `rebalance_every_ms`.
+
+Examples:
+  holdfast router rebalance --plan                              moves nothing
+  holdfast router rebalance --by writes --max-moves 5
+  holdfast router rebalance --edge edge-1=dc1/rack1/host1       vDisks go where their edge is
+";
+
+const OFFLINE_HELP: &str = "\
+A router that runs must own no vDisks: drain it first. One that is gone is marked; what it owned,
+other routers claim when an edge asks for it, and `holdfast vdisk recover` explains what can't be
+claimed.
+
+Example:
+  holdfast router drain router-1 && holdfast router offline router-1
+  # stop it, service it, start it
+  holdfast router resume router-1
+";
 
 #[derive(Debug, clap::Subcommand)]
 pub enum RouterCommand {
@@ -60,7 +89,15 @@ pub enum RouterCommand {
         #[command(flatten)]
         format: Format,
     },
-    /// Let a drained router take vDisks again
+    /// Take a router out of service: it is chosen for no vDisk, no second copy of a log, no page map until resumed,
+    /// restarts or not
+    #[command(after_help = OFFLINE_HELP)]
+    Offline {
+        router: String,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Let a router that was drained or offline take vDisks again
     Resume {
         router: String,
         #[command(flatten)]
@@ -91,13 +128,21 @@ pub async fn run(command: RouterCommand, cluster: &Cluster) -> Result<(), Failur
         RouterCommand::Drain { router, to, timeout, format } => {
             desk.drain(&router, to.as_deref(), timeout, format).await
         }
+        RouterCommand::Offline { router, format } => desk.offline(&router, format).await,
         RouterCommand::Resume { router, format } => {
-            let router = desk.known().await?.router(&router)?.clone();
-            desk.set_standing(&router, RouterState::Online).await?;
+            let known = desk.known().await?;
+            let router = known.router(&router)?.clone();
+            let runs = known.heard(router.router).is_some();
+            if runs {
+                desk.set_standing(&router, RouterState::Online).await?;
+            } else {
+                desk.mark(&router, RouterState::Online).await?;
+            }
             if format.json {
                 return print_json(&json!({"id": router.name, "state": "online"}));
             }
-            print(&format!("{} takes vDisks again\n", router.name));
+            let when = if runs { "again" } else { "once it runs" };
+            print(&format!("{} takes vDisks {when}\n", router.name));
             Ok(())
         }
     }
@@ -121,6 +166,8 @@ struct Known {
     vdisks: Vec<VdiskRecord>,
     /// Sessions that live.
     sessions: Vec<SessionInfo>,
+    /// Taken out of service.
+    marked: BTreeSet<RouterId>,
 }
 
 impl Known {
@@ -137,14 +184,25 @@ impl Known {
         self.sessions.iter().find(|session| session.id == id).map(|session| session.age)
     }
 
+    /// In one word; taken out of service it is offline, whether it runs or not.
+    fn standing(&self, router: &RouterRecord) -> &'static str {
+        if self.marked.contains(&router.router) { "offline" } else { word(router.state) }
+    }
+
+    /// Whether it may be given vDisks: it runs, and no operator said otherwise.
+    fn in_service(&self, router: &RouterRecord) -> bool {
+        router.state == RouterState::Online
+            && !self.marked.contains(&router.router)
+            && self.heard(router.router).is_some()
+    }
+
     fn owned(&self, router: RouterId) -> impl Iterator<Item = &VdiskRecord> {
         self.vdisks.iter().filter(move |vdisk| vdisk.owner == router && !vdisk.deleting)
     }
 
     /// Who takes the next vDisk of `from`: of those in service, the one with the fewest.
     fn next_home(&self, from: RouterId) -> Option<&RouterRecord> {
-        let fit =
-            |router: &&RouterRecord| router.router != from && router.state == RouterState::Online;
+        let fit = |router: &&RouterRecord| router.router != from && self.in_service(router);
         self.routers.iter().filter(fit).min_by_key(|router| self.owned(router.router).count())
     }
 }
@@ -162,7 +220,10 @@ impl Desk<'_> {
         let mut routers: Vec<RouterRecord> = rows.into_iter().filter_map(read).collect();
         routers.sort_by(|one, other| one.name.cmp(&other.name));
         let sessions = arakoon.sessions(key::ROUTERS).await.map_err(arakoon_failure)?;
-        Ok(Known { routers, vdisks: vdisks(self.admin, self.cluster).await?, sessions })
+        let marks = arakoon.prefix(key::MAINTENANCE).await.map_err(arakoon_failure)?;
+        let marked = marks.iter().filter_map(|(key, _)| key::router_of_maintenance(key)).collect();
+        let vdisks = vdisks(self.admin, self.cluster).await?;
+        Ok(Known { routers, vdisks, sessions, marked })
     }
 
     async fn list(&self, format: Format) -> Result<(), Failure> {
@@ -174,13 +235,14 @@ impl Desk<'_> {
         let mut table = Table::new(&["ROUTER", "STATE", "HEARD", "VDISKS", "DOMAIN", "ADDRESS"]);
         for router in &known.routers {
             let tone = match router.state {
+                _ if known.marked.contains(&router.router) => Tone::Warn,
                 RouterState::Online => Tone::Good,
                 RouterState::Draining => Tone::Warn,
                 RouterState::Offline => Tone::Bad,
             };
             table.row(vec![
                 Cell::plain(router.name.as_str()),
-                Cell::toned(word(router.state), tone),
+                Cell::toned(known.standing(router), tone),
                 match known.heard(router.router) {
                     Some(age) => Cell::plain(format!("{:.1} s ago", age.as_secs_f64())),
                     None => Cell::toned("not at all", Tone::Bad),
@@ -230,14 +292,13 @@ impl Desk<'_> {
 
     async fn set_standing(&self, router: &RouterRecord, state: RouterState) -> Result<(), Failure> {
         let client = self.admin.member(self.member(&router.name)?);
-        call::<_, ()>(&client, method::SET_STANDING, &SetStanding { state }, LIMIT).await.map_err(
-            |error| {
-                Failure::unreachable(format!(
-                    "router {}: {error}; `holdfast status` shows which processes run",
-                    router.name
-                ))
-            },
-        )
+        let standing = SetStanding { state, by: operator() };
+        call::<_, ()>(&client, method::SET_STANDING, &standing, LIMIT).await.map_err(|error| {
+            Failure::unreachable(format!(
+                "router {}: {error}; `holdfast status` shows which processes run",
+                router.name
+            ))
+        })
     }
 
     async fn drain(
@@ -292,7 +353,8 @@ fn router_json(known: &Known, router: &RouterRecord) -> Value {
     let names: Vec<&str> = known.owned(router.router).map(|vdisk| vdisk.name.as_str()).collect();
     json!({
         "id": router.name,
-        "state": word(router.state),
+        "state": known.standing(router),
+        "maintenance": known.marked.contains(&router.router),
         "session": if known.heard(router.router).is_some() { "alive" } else { "none" },
         "domain": router.domain,
         "addresses": router.addresses,
@@ -317,6 +379,17 @@ mod tests {
         }
     }
 
+    fn session(router: u128) -> SessionInfo {
+        SessionInfo {
+            id: key::router_session(RouterId(router)),
+            incarnation: Incarnation(1),
+            ttl: LIMIT,
+            renewal: 1,
+            opened: model::Revision(1),
+            age: Duration::ZERO,
+        }
+    }
+
     fn vdisk(id: u128, owner: u128) -> VdiskRecord {
         VdiskRecord {
             vdisk: VdiskId(id),
@@ -332,18 +405,23 @@ mod tests {
 
     #[test]
     fn the_next_home_is_in_service_and_owns_the_fewest() {
-        let known = Known {
+        let mut known = Known {
             routers: vec![
                 router(1, RouterState::Online),
                 router(2, RouterState::Online),
                 router(3, RouterState::Draining),
                 router(4, RouterState::Online),
+                router(5, RouterState::Online),
             ],
             vdisks: vec![vdisk(1, 1), vdisk(2, 2), vdisk(3, 2), vdisk(4, 4)],
-            sessions: Vec::new(),
+            sessions: (1..=4).map(session).collect(),
+            marked: BTreeSet::new(),
         };
-        assert_eq!(known.next_home(RouterId(1)).map(|router| router.router), Some(RouterId(4)));
-        assert_eq!(known.next_home(RouterId(4)).map(|router| router.router), Some(RouterId(1)));
+        let next = |known: &Known, from| known.next_home(RouterId(from)).map(|home| home.router.0);
+        assert_eq!((next(&known, 1), next(&known, 4)), (Some(4), Some(1)), "5 isn't heard");
         assert!(known.router("router-9").unwrap_err().to_string().contains("router-1, router-2"));
+        known.marked.insert(RouterId(4));
+        assert_eq!(next(&known, 1), Some(2));
+        assert_eq!(known.standing(&known.routers[3]), "offline");
     }
 }

@@ -3,7 +3,7 @@
 //! Any router is asked first; one that isn't the owner says who is, and that one is asked next. A router that is
 //! recovering is asked again until the deadline, so a command right after a restart just takes a moment longer.
 
-mod recover;
+pub(crate) mod recover;
 mod show;
 
 use crate::client::{Admin, arakoon_failure, call};
@@ -20,10 +20,10 @@ use recover::Loss;
 use runtime::endpoint::Endpoint;
 use runtime::rpc::{CallError, Client};
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 use tokio::time::Instant;
-use wire::facts::{Record, RouterRecord, VdiskRecord, key};
+use wire::facts::{Record, RouterRecord, RouterState, VdiskRecord, key};
 use wire::router::{
     CreateVdisk, Location, ResizeVdisk, SyncDone, VdiskInfo, VdiskName, code, method,
 };
@@ -180,6 +180,15 @@ pub(crate) struct Ask<'a> {
     pub limit: Duration,
 }
 
+/// What arakoon knows.
+pub(crate) struct Known {
+    pub vdisks: Vec<VdiskRecord>,
+    /// Of routers, by id.
+    pub names: BTreeMap<u128, String>,
+    /// Names of routers that are given nothing new.
+    pub closed: BTreeSet<String>,
+}
+
 pub(crate) struct Routers<'a> {
     pub admin: &'a Admin,
     pub cluster: &'a Cluster,
@@ -254,29 +263,47 @@ impl Routers<'_> {
                     known.join(", ")
                 ))
             })?;
+            let closed = self.records().await?.closed;
+            if closed.contains(id) {
+                return Err(Failure::failed(format!(
+                    "router {id} takes no vDisks: it is draining or offline; `holdfast router resume {id}` changes that"
+                )));
+            }
             return Ok(VecDeque::from([member.endpoint.0.clone()]));
         }
-        let (vdisks, names) = self.records().await?;
+        let Known { vdisks, names, closed } = self.records().await?;
         let owned = |id: &str| {
             vdisks
                 .iter()
                 .filter(|vdisk| names.get(&vdisk.owner.0).is_some_and(|name| name == id))
                 .count()
         };
-        let mut members: Vec<_> = self.cluster.of_role(ProcessRole::Router).collect();
+        let open = self.cluster.of_role(ProcessRole::Router);
+        let mut members: Vec<_> = open.filter(|member| !closed.contains(&member.id)).collect();
+        if members.is_empty() {
+            return Err(Failure::failed(
+                "no router takes vDisks: all are draining or offline; see `holdfast router list`, `holdfast router resume`",
+            ));
+        }
         members.sort_by_key(|member| owned(&member.id));
         Ok(members.into_iter().map(|member| member.endpoint.0.clone()).collect())
     }
 
-    /// What arakoon knows: vDisks, and names of routers by id.
-    async fn records(&self) -> Result<(Vec<VdiskRecord>, BTreeMap<u128, String>), Failure> {
+    async fn records(&self) -> Result<Known, Failure> {
         let arakoon = self.admin.arakoon(self.cluster, LIMIT);
         let (vdisks, routers) =
             tokio::join!(vdisks(self.admin, self.cluster), arakoon.prefix(key::ROUTERS));
         let routers = routers.map_err(arakoon_failure)?;
-        let routers =
-            routers.into_iter().filter_map(|(_, value)| RouterRecord::from_record(value).ok());
-        Ok((vdisks?, routers.map(|record| (record.router.0, record.name)).collect()))
+        let (mut names, mut closed) = (BTreeMap::new(), BTreeSet::new());
+        let records = routers.into_iter().map(|(_, value)| RouterRecord::from_record(value));
+        for record in records.filter_map(Result::ok) {
+            // One that stopped may be back before its record says so: it is tried.
+            if record.state == RouterState::Draining {
+                closed.insert(record.name.clone());
+            }
+            names.insert(record.router.0, record.name);
+        }
+        Ok(Known { vdisks: vdisks?, names, closed })
     }
 }
 
@@ -352,7 +379,7 @@ fn show_info(done: &str, info: &VdiskInfo, format: Format) -> Result<(), Failure
 }
 
 async fn list(routers: &Routers<'_>, format: Format) -> Result<(), Failure> {
-    let (vdisks, names) = routers.records().await?;
+    let Known { vdisks, names, .. } = routers.records().await?;
     let owner = |vdisk: &VdiskRecord| {
         names.get(&vdisk.owner.0).cloned().unwrap_or_else(|| vdisk.owner.to_string())
     };

@@ -168,6 +168,7 @@ impl Router {
             return Err(invalid(message));
         }
         check_size(create.size_bytes)?;
+        self.takes_new()?;
         let exists = || {
             WireError::refuse(code::EXISTS, format!("there is a vDisk `{}` already", create.name))
         };
@@ -198,6 +199,7 @@ impl Router {
             Some(mode) => mode,
             None => self.facts.vpool_dtl(&create.vpool).await.map_err(|error| error.to_wire())?,
         };
+        self.takes_new()?;
         if let Err(error) = self.facts.create_vdisk(&record, dtl).await {
             // The outcome may be unknown: what the name says now decides.
             let found = self.facts.vdisk_id(&create.name).await.map_err(|error| error.to_wire())?;
@@ -214,6 +216,16 @@ impl Router {
         self.ensure_opening(vdisk);
         self.wait_served(vdisk).await?;
         self.show(vdisk)
+    }
+
+    /// A router that is being emptied gets nothing new; others may take it.
+    fn takes_new(&self) -> Result<(), WireError> {
+        if self.state().draining {
+            let message =
+                "the router takes no vDisks: it is draining or offline; see `router resume`";
+            return Err(WireError::retry(code::RECOVERING, message));
+        }
+        Ok(())
     }
 
     /// Waits while a vDisk is being opened.

@@ -14,8 +14,8 @@ use model::{Incarnation, Revision, RouterId, VdiskId};
 use wire::WireError;
 use wire::dtl::DtlMode;
 use wire::facts::{
-    AttachmentsRecord, ContestRecord, DtlRecord, LossRecord, Record, RouterRecord, VdiskRecord,
-    VpoolDtl, VpoolRecord, key,
+    AttachmentsRecord, ContestRecord, DtlRecord, LossRecord, MaintenanceRecord, Record,
+    RouterRecord, VdiskRecord, VpoolDtl, VpoolRecord, key,
 };
 use wire::router::code;
 
@@ -94,8 +94,15 @@ impl Facts {
         entries.into_iter().map(|(key, bytes)| record(&key, bytes)).collect()
     }
 
-    pub async fn register(&self, router: &RouterRecord) -> Result<(), FactsError> {
-        self.client.set(key::router(router.router), router.to_record()).await?;
+    /// Whether an operator took the router out of service.
+    pub async fn is_under_maintenance(&self, router: RouterId) -> Result<bool, FactsError> {
+        let mark = self.get::<MaintenanceRecord>(key::router_maintenance(router)).await?;
+        Ok(mark.is_some())
+    }
+
+    /// A router's record, together with what else is to be set.
+    pub async fn stand(&self, router: &RouterRecord, also: Transaction) -> Result<(), FactsError> {
+        self.client.commit(also.set(key::router(router.router), router.to_record())).await?;
         Ok(())
     }
 

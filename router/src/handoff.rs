@@ -21,12 +21,14 @@ use std::time::Duration;
 
 use arakoon_client::Transaction;
 use model::{RouterId, VdiskId};
-use runtime::clock::boot_now;
+use runtime::clock::{boot_now, unix_ms};
 use runtime::endpoint::Endpoint;
 use runtime::rpc::{Call, CallError, Client, ClientOptions};
 use wire::common::Severity;
-use wire::facts::{DtlRecord, RouterRecord, RouterState, VdiskRecord, key};
-use wire::router::{Adoption, Transferred, code, method};
+use wire::facts::{
+    DtlRecord, MaintenanceRecord, Record, RouterRecord, RouterState, VdiskRecord, key,
+};
+use wire::router::{Adoption, SetStanding, Transferred, code, method};
 use wire::{ErrorClass, Role, WireError};
 
 use crate::facts::{Change, FactsError, Read};
@@ -62,25 +64,58 @@ fn is_left_behind(record: &VdiskRecord, dtl: Option<&DtlRecord>, owner: &RouterR
 }
 
 impl Router {
-    /// Whether this router takes further vDisks.
+    /// Whether this router takes further vDisks. Under maintenance its record says Draining: Offline is the word of a
+    /// router that stopped, and what that left behind may be taken.
     ///
     /// # Errors
-    /// When the state isn't one that can be wished for, or arakoon can't be reached.
-    pub async fn set_standing(&self, state: RouterState) -> Result<(), WireError> {
-        if state == RouterState::Offline {
-            let message = "a router is offline when it was stopped; drain it, then stop it";
-            return Err(WireError::refuse(code::INVALID, message));
+    /// When it shall be offline and owns vDisks, or arakoon can't be reached.
+    pub async fn set_standing(&self, standing: &SetStanding) -> Result<(), WireError> {
+        let SetStanding { state, by } = standing;
+        let maintenance = *state == RouterState::Offline;
+        let draining = *state != RouterState::Online;
+        // First, so that none comes in between.
+        let before = std::mem::replace(&mut self.state().draining, draining);
+        let stood = async {
+            if maintenance {
+                self.owns_nothing().await?;
+            }
+            let key = key::router_maintenance(self.id);
+            let record = MaintenanceRecord { at_unix_ms: unix_ms(), by: by.clone() };
+            let mark = match state {
+                RouterState::Online => Transaction::new().delete(key),
+                // One that is offline already stays so.
+                RouterState::Draining => Transaction::new(),
+                RouterState::Offline => Transaction::new().set(key, record.to_record()),
+            };
+            let state = if draining { RouterState::Draining } else { RouterState::Online };
+            let stood = self.facts.stand(&self.record(state), mark).await;
+            stood.map_err(|error| error.to_wire())
+        };
+        if let Err(error) = stood.await {
+            self.state().draining = before;
+            return Err(error);
         }
-        self.facts.register(&self.record(state)).await.map_err(|error| error.to_wire())?;
-        self.state().draining = state == RouterState::Draining;
-        tracing::info!(?state, "standing changed by an operator");
-        let text = match state {
-            RouterState::Online => "it takes vDisks again, by an operator's word",
-            RouterState::Draining | RouterState::Offline => {
-                "it takes no vDisks, by an operator's word"
+        tracing::info!(?state, by, "standing changed by an operator");
+        let means = match state {
+            RouterState::Online => "in service: it takes vDisks",
+            RouterState::Draining => "draining: it takes no vDisks",
+            RouterState::Offline => {
+                "offline: it takes no vDisks until it is resumed, restarts or not"
             }
         };
-        self.note(Severity::Info, "standing", text);
+        self.note(Severity::Info, "standing", &format!("{means}; by {by}"));
+        Ok(())
+    }
+
+    async fn owns_nothing(&self) -> Result<(), WireError> {
+        let vdisks = self.facts.vdisks().await.map_err(|error| error.to_wire())?;
+        let owned = vdisks.iter().map(|read| &read.value).filter(|vdisk| vdisk.owner == self.id);
+        let names: Vec<&str> = owned.map(|vdisk| vdisk.name.as_str()).collect();
+        if let Some(first) = names.first() {
+            let message =
+                format!("it owns vDisks ({}, the first is {first}): drain it first", names.len());
+            return Err(WireError::refuse(code::INVALID, message));
+        }
         Ok(())
     }
 

@@ -43,10 +43,12 @@ impl Lease {
 
 impl Router {
     /// Enters this router's record and opens its session. An operator's wish that it takes nothing outlives a crash; a
-    /// clean stop ends it.
+    /// clean stop ends it, unless it was taken out of service.
     async fn register(&self) -> Result<(), FactsError> {
         let before = self.facts.router(self.id).await?;
-        let draining = before.is_some_and(|read| read.value.state == RouterState::Draining);
+        let maintenance = self.facts.is_under_maintenance(self.id).await?;
+        let drained = before.is_some_and(|read| read.value.state == RouterState::Draining);
+        let draining = maintenance || drained;
         self.state().draining = draining;
         let state = if draining { RouterState::Draining } else { RouterState::Online };
         let session = self.facts.open_session(&self.record(state)).await?;

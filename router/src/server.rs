@@ -354,7 +354,7 @@ impl Server {
         match request.method {
             method::SET_STANDING => {
                 let standing: SetStanding = checked!(responder, request.decode());
-                spawn(responder, async move { router.set_standing(standing.state).await });
+                spawn(responder, async move { router.set_standing(&standing).await });
             }
             method::PREPARE_ADOPTION => {
                 let adoption: Adoption = checked!(responder, request.decode());

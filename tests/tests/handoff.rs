@@ -100,9 +100,11 @@ fn a_vdisk_changes_hands_under_load_without_an_error() -> anyhow::Result<()> {
             refused.status.code() == Some(1) && refused.stderr.contains("Draining"),
             "{refused:?}"
         );
-        cluster.holdfast(&["router", "resume", &from])?;
-        ensure!(cluster.json(&["router", "show", &from])?["state"] == "online");
         Ok(())
+    });
+    steps.step("a router goes offline and is taken back", || {
+        let owning = owner(&cluster, "demo")?;
+        goes_offline(&cluster, other(&owning), &owning)
     });
     steps.step("events tell of all this, by vDisk and time", || events_tell(&cluster));
     steps.step("what a router that stops cleanly owned is served by another", || {
@@ -115,6 +117,38 @@ fn a_vdisk_changes_hands_under_load_without_an_error() -> anyhow::Result<()> {
         })
     });
     steps.done()
+}
+
+/// `idle` owns nothing.
+fn goes_offline(cluster: &Cluster, idle: &str, owning: &str) -> anyhow::Result<()> {
+    let state = |router: &str| -> anyhow::Result<String> {
+        let shown = cluster.json(&["router", "show", router])?;
+        Ok(shown["state"].as_str().unwrap_or_default().to_owned())
+    };
+    let refused = cluster.holdfast_outcome(&["router", "offline", owning], LIMIT)?;
+    ensure!(
+        refused.status.code() == Some(1) && refused.stderr.contains("router drain"),
+        "{refused:?}"
+    );
+    let unknown = cluster.holdfast_outcome(&["router", "offline", "router-9"], LIMIT)?;
+    ensure!(unknown.status.code() == Some(3), "{unknown:?}");
+    ensure!(state(owning)? == "online");
+    cluster.holdfast(&["router", "offline", idle])?;
+    ensure!(state(idle)? == "offline");
+    // It owns the fewest, and isn't chosen.
+    cluster.holdfast(&["vdisk", "create", "third", "--size", "64MiB"])?;
+    ensure!(owner(cluster, "third")? == owning);
+    let create = ["vdisk", "create", "fourth", "--size", "64MiB", "--router", idle];
+    let refused = cluster.holdfast_outcome(&create, LIMIT)?;
+    ensure!(
+        refused.status.code() == Some(1) && refused.stderr.contains("router resume"),
+        "{refused:?}"
+    );
+    let nowhere = cluster.holdfast_outcome(&["router", "drain", owning], LIMIT)?;
+    ensure!(nowhere.status.code() == Some(1) && owner(cluster, "third")? == owning, "{nowhere:?}");
+    cluster.holdfast(&["router", "resume", idle])?;
+    ensure!(state(idle)? == "online" && state(owning)? == "online");
+    cluster.holdfast(&["vdisk", "delete", "third"]).map(drop)
 }
 
 fn events_tell(cluster: &Cluster) -> anyhow::Result<()> {

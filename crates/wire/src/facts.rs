@@ -188,6 +188,13 @@ message! {
         pub missing: String,
     }
 
+    /// `router-maintenance/<id>`: an operator took the router out of service, over restarts too.
+    pub struct MaintenanceRecord {
+        /// For people; nothing is decided by it.
+        pub at_unix_ms: u64,
+        pub by: String,
+    }
+
     /// `vdisk-loss/<id>`, of vDisks that lost something. Written before anybody serves what is left.
     pub struct LossRecord {
         /// In order; the oldest are forgotten.
@@ -221,6 +228,7 @@ impl Record for DtlRecord {
 }
 impl Record for ContestRecord {}
 impl Record for LossRecord {}
+impl Record for MaintenanceRecord {}
 
 impl LossRecord {
     /// One more; a record in arakoon stays small.
@@ -264,6 +272,7 @@ pub mod key {
     pub const BACKENDS: &str = "backend/";
     pub const VPOOLS: &str = "vpool/";
     pub const ROUTERS: &str = "router/";
+    pub const MAINTENANCE: &str = "router-maintenance/";
     pub const VDISKS: &str = "vdisk/";
     pub const VDISK_NAMES: &str = "vdisk-name/";
     pub const VDISK_DTLS: &str = "vdisk-dtl/";
@@ -317,6 +326,17 @@ pub mod key {
     #[must_use]
     pub fn vdisk_contest(vdisk: VdiskId) -> Bytes {
         Bytes::from(format!("vdisk-contest/{vdisk}"))
+    }
+
+    #[must_use]
+    pub fn router_maintenance(router: RouterId) -> Bytes {
+        Bytes::from(format!("{MAINTENANCE}{router}"))
+    }
+
+    /// The router that such a key names.
+    #[must_use]
+    pub fn router_of_maintenance(key: &[u8]) -> Option<RouterId> {
+        str::from_utf8(key.strip_prefix(MAINTENANCE.as_bytes())?).ok()?.parse().ok()
     }
 
     #[must_use]

@@ -324,7 +324,10 @@ message! {
     }
 
     pub struct SetStanding {
+        /// Offline: out of service until it is told to be online again, restarts or not.
         pub state: RouterState,
+        /// Who says so.
+        pub by: String,
     }
 
     pub struct Adoption {

@@ -257,17 +257,23 @@ impl Bootstrap<'_> {
                 }
                 None => {
                     self.screen.step(&format!("making vDisk {name}"));
-                    let router = routers.get(at % routers.len().max(1)).copied();
-                    let router = router.ok_or_else(|| Failure::failed("no router answers"))?;
-                    self.make_vdisk(router, name, *size).await?;
+                    // One after the other; the others if one takes none.
+                    let mut turn = routers.clone();
+                    turn.rotate_left(at % routers.len().max(1));
+                    self.make_vdisk(&turn, name, *size).await?;
                 }
             }
         }
         Ok(())
     }
 
-    async fn make_vdisk(&self, router: &Member, name: &str, size: ByteSize) -> Result<(), Failure> {
-        let client = self.admin.member(router);
+    async fn make_vdisk(
+        &self,
+        routers: &[&Member],
+        name: &str,
+        size: ByteSize,
+    ) -> Result<(), Failure> {
+        let mut turn = routers.iter().cycle();
         let create = CreateVdisk {
             name: name.to_owned(),
             size_bytes: size.0,
@@ -276,6 +282,8 @@ impl Bootstrap<'_> {
         };
         let deadline = Instant::now() + ARAKOON_LIMIT;
         loop {
+            let router = turn.next().ok_or_else(|| Failure::failed("no router answers"))?;
+            let client = self.admin.member(router);
             let made: Result<VdiskInfo, CallError> =
                 call(&client, router::method::CREATE_VDISK, &create, ARAKOON_LIMIT).await;
             match made {

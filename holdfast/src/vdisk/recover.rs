@@ -44,7 +44,7 @@ pub async fn run(
 }
 
 /// For the record; nothing is decided by it.
-fn operator() -> String {
+pub fn operator() -> String {
     let user =
         std::env::var("USER").unwrap_or_else(|_| rustix::process::getuid().as_raw().to_string());
     format!("{user}@{}", rustix::system::uname().nodename().to_string_lossy())

@@ -3,7 +3,7 @@
 //!
 //! Invariant: what can't be asked is shown as unknown, never left out silently; with `--json` all of it is there.
 
-use super::{Ask, LIMIT, Routers, info_json};
+use super::{Ask, Known, LIMIT, Routers, info_json};
 use crate::client::arakoon_failure;
 use crate::dtl;
 use crate::failure::Failure;
@@ -45,7 +45,7 @@ async fn known(
     state: &str,
     problem: &str,
 ) -> Result<Value, Failure> {
-    let (vdisks, names) = routers.records().await?;
+    let Known { vdisks, names, .. } = routers.records().await?;
     let vdisk = vdisks.iter().find(|vdisk| vdisk.name == name);
     let vdisk = vdisk.ok_or_else(|| Failure::not_found(format!("there is no vDisk {name}")))?;
     let owner = names.get(&vdisk.owner.0).cloned().unwrap_or_else(|| vdisk.owner.to_string());
@@ -56,7 +56,7 @@ async fn known(
 
 /// What the owner doesn't tell.
 async fn add_facts(routers: &Routers<'_>, name: &str, value: &mut Value) -> Result<(), Failure> {
-    let (vdisks, names) = routers.records().await?;
+    let Known { vdisks, names, .. } = routers.records().await?;
     let Some(record) = vdisks.iter().find(|vdisk| vdisk.name == name) else { return Ok(()) };
     let arakoon = routers.admin.arakoon(routers.cluster, LIMIT);
     let keys = [

@@ -16,6 +16,7 @@ mod follow;
 mod loss;
 mod sessions;
 mod sharing;
+mod standing;
 mod support;
 mod takeover;
 mod zombie;

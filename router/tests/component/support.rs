@@ -22,7 +22,9 @@ use runtime::peer::Identity;
 use runtime::rpc::{Call, CallError, Client, ClientOptions, ServerOptions, Service, serve};
 use runtime::shutdown::Shutdown;
 use wire::dtl::DtlMode;
-use wire::facts::{LossRecord, Record, VdiskRecord, VpoolDtl, VpoolRecord, key};
+use wire::facts::{
+    LossRecord, Record, RouterRecord, RouterState, VdiskRecord, VpoolDtl, VpoolRecord, key,
+};
 use wire::router::{
     CreateVdisk, Locate, Location, MapCopies, MapCopy, RecoverVdisk, Recovery, ResizeVdisk,
     Transfer, Transferred, VdiskInfo, VdiskName, VdiskNames, method,
@@ -234,6 +236,19 @@ impl World {
             scanner.add_file(file, &bytes);
         }
         scanner.finish().unwrap()
+    }
+
+    /// Until the router of this name has said so in its record.
+    pub fn until_standing(&self, router: &str, state: RouterState) {
+        let (start, key) = (Instant::now(), key::router(self.id_of(router)));
+        let stands = || {
+            let record = RouterRecord::from_record(self.arakoon.get(&key).unwrap()).unwrap();
+            record.state == state
+        };
+        while !stands() {
+            assert!(start.elapsed() < WITHIN, "{router} isn't {state:?}");
+            std::thread::yield_now();
+        }
     }
 
     /// What an operator gave up of it, with the first LSN of each.

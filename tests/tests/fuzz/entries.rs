@@ -225,6 +225,7 @@ fn fuzz_facts(data: &[u8]) {
     record::<f::DtlRecord>(&bytes);
     record::<f::ContestRecord>(&bytes);
     record::<f::LossRecord>(&bytes);
+    record::<f::MaintenanceRecord>(&bytes);
     record::<alba_proxy_core::namespace::HeadMeta>(&bytes);
     if let Some(object) = alba_proxy_core::namespace::head_from_bytes(data) {
         assert_eq!(alba_proxy_core::namespace::head_to_bytes(object), data);
