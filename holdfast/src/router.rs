@@ -2,6 +2,7 @@
 //! maintenance and taken back.
 
 mod maintenance;
+mod rebalance;
 
 use crate::client::{Admin, arakoon_failure, call};
 use crate::cluster::{Cluster, Member};
@@ -15,6 +16,7 @@ use crate::vdisk::{Ask, Routers, duration};
 use arakoon_client::SessionInfo;
 use indicatif::{ProgressBar, ProgressStyle};
 use model::RouterId;
+use rebalance::RebalanceArgs;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -97,6 +99,9 @@ pub enum RouterCommand {
         #[command(flatten)]
         format: Format,
     },
+    /// Hand vDisks over, one after the other, until the routers in service carry alike
+    #[command(after_help = REBALANCE_HELP)]
+    Rebalance(RebalanceArgs),
     /// Let a router that was drained or offline take vDisks again
     Resume {
         router: String,
@@ -129,6 +134,7 @@ pub async fn run(command: RouterCommand, cluster: &Cluster) -> Result<(), Failur
             desk.drain(&router, to.as_deref(), timeout, format).await
         }
         RouterCommand::Offline { router, format } => desk.offline(&router, format).await,
+        RouterCommand::Rebalance(args) => desk.rebalance(args).await,
         RouterCommand::Resume { router, format } => {
             let known = desk.known().await?;
             let router = known.router(&router)?.clone();

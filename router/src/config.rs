@@ -4,9 +4,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use model::{ByteSize, DomainPath};
+use router_core::rebalance::Limits;
 use runtime::config::{ArakoonSection, ConfigError, NodeEntry, Parsed, TlsSection, load};
 use runtime::endpoint::Endpoint;
 use serde::Deserialize;
+
+use crate::balance::Balancing;
 
 /// A commented configuration that works.
 pub const EXAMPLE: &str = r#"# A storage router: owns vDisks and log-structures their writes.
@@ -42,6 +45,11 @@ proxies = ["127.0.0.1:7200", "127.0.0.1:7201"]
 # scos_in_flight = 3
 # How long a stop waits for the backend to take what is pending.
 # drain_timeout_ms = 15000
+# Hand vDisks to routers that own fewer, looking this often; default: never by itself. Say the same at every router.
+# rebalance_every_ms = 60000
+# Leave differences up to this many vDisks, and move at most so many in one round.
+# rebalance_slack = 2
+# rebalance_moves = 1
 
 [arakoon]
 [[arakoon.nodes]]
@@ -70,6 +78,9 @@ struct RawConfig {
     sco_size: Option<Parsed<ByteSize>>,
     scos_in_flight: Option<usize>,
     drain_timeout_ms: Option<u64>,
+    rebalance_every_ms: Option<u64>,
+    rebalance_slack: Option<u64>,
+    rebalance_moves: Option<usize>,
     arakoon: ArakoonSection,
     tls: Option<TlsSection>,
 }
@@ -97,6 +108,8 @@ pub struct Config {
     pub sco_size: Option<u64>,
     pub scos_in_flight: usize,
     pub drain_timeout: Duration,
+    /// `None`: never by itself.
+    pub balancing: Option<Balancing>,
     pub arakoon: Vec<NodeEntry>,
     pub tls: Option<TlsSection>,
 }
@@ -121,7 +134,24 @@ impl Config {
 }
 
 impl RawConfig {
+    fn balancing(&self) -> Result<Option<Balancing>, (&'static str, String)> {
+        let moves_max = self.rebalance_moves.unwrap_or(1);
+        if !(1..=64).contains(&moves_max) {
+            return Err(("rebalance_moves", format!("{moves_max} isn't between 1 and 64")));
+        }
+        let Some(every_ms) = self.rebalance_every_ms else { return Ok(None) };
+        if !(100..=86_400_000).contains(&every_ms) {
+            return Err((
+                "rebalance_every_ms",
+                format!("{every_ms} isn't between 100 and 86400000"),
+            ));
+        }
+        let limits = Limits { moves_max, slack: self.rebalance_slack.unwrap_or(2) };
+        Ok(Some(Balancing { every: Duration::from_millis(every_ms), limits }))
+    }
+
     fn check(self) -> Result<Config, (&'static str, String)> {
+        let balancing = self.balancing()?;
         let bytes =
             |value: Option<Parsed<ByteSize>>, default: u64| value.map_or(default, |v| v.0.0);
         let log_segments = self.log_segments.unwrap_or(16);
@@ -182,6 +212,7 @@ impl RawConfig {
             map_follow: Duration::from_millis(map_follow_ms),
             sco_size,
             scos_in_flight,
+            balancing,
             drain_timeout: Duration::from_millis(self.drain_timeout_ms.unwrap_or(15_000)),
             arakoon: self.arakoon.nodes,
             tls: self.tls,
@@ -216,6 +247,8 @@ mod tests {
             ("sco_size = \"1GiB\"", "sco_size"),
             ("scos_in_flight = 0", "scos_in_flight"),
             ("map_follow_ms = 5", "map_follow_ms"),
+            ("rebalance_every_ms = 5", "rebalance_every_ms"),
+            ("rebalance_moves = 0", "rebalance_moves"),
             ("sko_size = \"1MiB\"", "sko_size"),
             ("read_cache = \"lots\"", "read_cache"),
         ] {

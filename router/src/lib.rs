@@ -9,6 +9,7 @@
 //! | `reader` | overlay → page map → frames → bytes |
 //! | `committer` | units → SCOs in the backend → page map → freed log |
 //! | `open` | claim, raise, read head, recover, serve (P10, P18) |
+//! | `balance` | vDisks spread over the routers by themselves, where that is asked for |
 //! | `handoff` | a vDisk to another router: by an operator's wish, or after a clean stop |
 //! | `protect` | vDisks with a DTL: claimed, recovered, watched |
 //! | `lease`, `claim` | the router's session; a vDisk whose owner is gone, claimed (P16–P18) |
@@ -21,6 +22,7 @@
 mod admin;
 mod attach;
 mod backend;
+mod balance;
 mod claim;
 mod committer;
 pub mod config;

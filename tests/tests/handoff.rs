@@ -106,6 +106,7 @@ fn a_vdisk_changes_hands_under_load_without_an_error() -> anyhow::Result<()> {
         let owning = owner(&cluster, "demo")?;
         goes_offline(&cluster, other(&owning), &owning)
     });
+    steps.step("vDisks are spread over both routers again", || spreads(&cluster));
     steps.step("events tell of all this, by vDisk and time", || events_tell(&cluster));
     steps.step("what a router that stops cleanly owned is served by another", || {
         let from = owner(&cluster, "demo")?;
@@ -149,6 +150,31 @@ fn goes_offline(cluster: &Cluster, idle: &str, owning: &str) -> anyhow::Result<(
     cluster.holdfast(&["router", "resume", idle])?;
     ensure!(state(idle)? == "online" && state(owning)? == "online");
     cluster.holdfast(&["vdisk", "delete", "third"]).map(drop)
+}
+
+/// One router owns both vDisks.
+fn spreads(cluster: &Cluster) -> anyhow::Result<()> {
+    let plan = ["router", "rebalance", "--plan"];
+    let from = owner(cluster, "demo")?;
+    let planned = cluster.json(&plan)?;
+    let moves = planned["plan"].as_array().context("a plan")?;
+    ensure!(
+        moves.len() == 1 && moves[0]["from"] == from && moves[0]["to"] == other(&from),
+        "{planned}"
+    );
+    let owners = || Ok::<_, anyhow::Error>((owner(cluster, "demo")?, owner(cluster, "second")?));
+    ensure!(owners()? == (from.clone(), from), "a plan moves nothing");
+    let done = cluster.json(&["router", "rebalance", "--by", "writes", "--max-moves", "3"])?;
+    ensure!(done["moved"].as_array().is_some_and(|moved| moved.len() == 1), "{done}");
+    let (demo, second) = owners()?;
+    ensure!(demo != second, "both at {demo}");
+    let settled = cluster.holdfast(&plan)?;
+    ensure!(settled.starts_with("nothing to move"), "{settled}");
+    for wrong in [["--edge", "edge-1"], ["--max-moves", "0"], ["--by", "luck"]] {
+        let refused = cluster.holdfast_outcome(&[&plan[..], &wrong[..]].concat(), LIMIT)?;
+        ensure!(refused.status.code() == Some(2) && !refused.stderr.is_empty(), "{refused:?}");
+    }
+    Ok(())
 }
 
 fn events_tell(cluster: &Cluster) -> anyhow::Result<()> {

@@ -276,6 +276,7 @@ pub mod key {
     pub const VDISKS: &str = "vdisk/";
     pub const VDISK_NAMES: &str = "vdisk-name/";
     pub const VDISK_DTLS: &str = "vdisk-dtl/";
+    pub const ATTACHMENTS: &str = "vdisk-attachments/";
 
     #[must_use]
     pub fn osd(osd: OsdId) -> Bytes {
@@ -358,7 +359,13 @@ pub mod key {
 
     #[must_use]
     pub fn attachments(vdisk: VdiskId) -> Bytes {
-        Bytes::from(format!("vdisk-attachments/{vdisk}"))
+        Bytes::from(format!("{ATTACHMENTS}{vdisk}"))
+    }
+
+    /// The vDisk that such a key names.
+    #[must_use]
+    pub fn vdisk_of_attachments(key: &[u8]) -> Option<VdiskId> {
+        str::from_utf8(key.strip_prefix(ATTACHMENTS.as_bytes())?).ok()?.parse().ok()
     }
 
     /// Everything of a namespace begins with this.

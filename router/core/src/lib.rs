@@ -15,6 +15,7 @@
 //! | [`dtl`] | the second place of the log: what a target promises (P11, P12, P16) |
 //! | [`contest`] | when a vDisk may be taken from an owner that an edge has no service from (P19) |
 //! | [`follow`] | who keeps copies of a page map, and how near to the backend (MDS) |
+//! | [`rebalance`] | which vDisks go to another router so that all carry alike |
 //! | [`quota`] | who must wait, and how long, when log or memory run short (P9) |
 //!
 //! Nothing here knows a clock, a socket, a file or chance.
@@ -30,6 +31,7 @@ pub mod page;
 pub mod plan;
 pub mod quota;
 pub mod range_lock;
+pub mod rebalance;
 pub mod recover;
 pub mod sco;
 pub mod tlog;

@@ -9,6 +9,7 @@
 )]
 
 mod attach;
+mod balance;
 mod contest;
 mod dtl;
 mod durability;

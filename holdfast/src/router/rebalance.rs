@@ -1,0 +1,274 @@
+//! vDisks spread over the routers in service, at an operator's word.
+//!
+//! What is decided is [`router_core::rebalance`]'s; here it is gathered what that needs, and done. Before each hand-over
+//! all of it is read anew, as others may move vDisks too.
+//!
+//! Invariant: one hand-over at a time, and never more than were asked for; one that fails ends the command.
+
+use super::{Desk, Known, LIMIT, moved_json};
+use crate::client::{arakoon_failure, status_of};
+use crate::failure::Failure;
+use crate::output::{Format, print, print_json};
+use crate::table::{Cell, Paint, Table};
+use crate::vdisk::{Ask, Routers};
+use indicatif::{ProgressBar, ProgressStyle};
+use model::{DomainPath, RouterId, VdiskId};
+use router_core::rebalance::{Home, Limits, Move, Placed, plan};
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::time::Duration;
+use wire::facts::{AttachmentsRecord, DtlRecord, Record, RouterRecord, key};
+use wire::router::{VdiskInfo, VdiskName, method};
+
+/// How long writes are counted.
+const WATCHED: Duration = Duration::from_secs(2);
+/// vDisks of more routers than this aren't asked how busy they are: by number is good enough there.
+const ASKED_MAX: usize = 512;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum By {
+    /// Each vDisk counts the same
+    Number,
+    /// Busy vDisks count more: their writes are watched for two seconds
+    Writes,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct RebalanceArgs {
+    /// Only say what would be moved, and why
+    #[arg(long)]
+    pub plan: bool,
+    /// What shall be alike
+    #[arg(long, value_enum, default_value = "number")]
+    pub by: By,
+    /// Where an edge runs, as datacenter/rack/host: its vDisks go as near to it as they can; may be said again
+    #[arg(long = "edge", value_name = "EDGE=DOMAIN", value_parser = edge)]
+    pub edges: Vec<(String, String)>,
+    /// Leave differences up to this: vDisks, or vDisks and writes per second
+    #[arg(long, value_name = "NUMBER", default_value_t = 0)]
+    pub slack: u64,
+    /// Hand over at most so many
+    #[arg(long, value_name = "NUMBER", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_moves: u32,
+    /// Give up on a vDisk after this: 90, 90s, 5min or 1h
+    #[arg(long, default_value = "10min", value_parser = crate::vdisk::duration)]
+    pub timeout: Duration,
+    #[command(flatten)]
+    pub format: Format,
+}
+
+fn edge(text: &str) -> Result<(String, String), String> {
+    let wrong = || {
+        format!("`{text}` isn't an edge and where it runs: write it like edge-1=dc1/rack1/host1")
+    };
+    let (name, domain) =
+        text.split_once('=').filter(|(name, _)| !name.is_empty()).ok_or_else(wrong)?;
+    let domain: DomainPath = domain.parse().map_err(|error| format!("{}: {error}", wrong()))?;
+    Ok((name.to_owned(), domain.to_string()))
+}
+
+/// What is known beside arakoon's records, once for all rounds.
+struct Seen {
+    weights: BTreeMap<VdiskId, u64>,
+    edges: BTreeMap<VdiskId, String>,
+}
+
+impl Desk<'_> {
+    pub(super) async fn rebalance(&self, args: RebalanceArgs) -> Result<(), Failure> {
+        let mut known = self.known().await?;
+        let weights = match args.by {
+            By::Number => BTreeMap::new(),
+            By::Writes => self.writes(&known).await?,
+        };
+        let seen = Seen { weights, edges: self.edges(&args.edges).await? };
+        let moves_max = model::usize_of(args.max_moves.into());
+        let moves = self.moves(&known, &seen, Limits { moves_max, slack: args.slack }).await?;
+        if args.plan {
+            return show_plan(&known, &moves, args.format);
+        }
+        // Shown on a terminal only.
+        let style = ProgressStyle::with_template("[{bar:30}] {pos}/{len} vDisks, {msg}")
+            .expect("the template is a constant");
+        let bar = ProgressBar::new(model::u64_of(moves.len())).with_style(style);
+        let mut done = Vec::new();
+        for _ in 0..moves_max {
+            let limits = Limits { moves_max: 1, slack: args.slack };
+            let Some(step) = self.moves(&known, &seen, limits).await?.pop() else { break };
+            let (vdisk, from, to) = names(&known, &step);
+            bar.set_message(format!("{vdisk} from {from} to {to}"));
+            let moved = self.transfer(&vdisk, step.to, args.timeout).await.map_err(|error| {
+                Failure::failed(format!("{error}; {} handed over before that", done.len()))
+            })?;
+            if !args.format.json && bar.is_hidden() {
+                print(&format!("{vdisk}: {from} to {to}, {}\n", step.why.name()));
+            }
+            done.push(moved_json(&vdisk, &to, &moved));
+            bar.inc(1);
+            known = self.known().await?;
+        }
+        bar.finish_and_clear();
+        if args.format.json {
+            return print_json(&json!({"moved": done}));
+        }
+        if done.is_empty() {
+            print(NOTHING);
+        } else {
+            print(&format!(
+                "{} handed over; `holdfast router list` shows what is where\n",
+                done.len()
+            ));
+        }
+        Ok(())
+    }
+
+    async fn moves(
+        &self,
+        known: &Known,
+        seen: &Seen,
+        limits: Limits,
+    ) -> Result<Vec<Move>, Failure> {
+        let mut targets = self.targets().await?;
+        let mut homes = Vec::new();
+        for router in known.routers.iter().filter(|router| known.in_service(router)) {
+            homes.extend(self.home(router).await);
+        }
+        let placed = known.vdisks.iter().filter(|vdisk| !vdisk.deleting).map(|vdisk| Placed {
+            vdisk: vdisk.vdisk,
+            owner: vdisk.owner,
+            weight: seen.weights.get(&vdisk.vdisk).copied().unwrap_or(1),
+            targets: targets.remove(&vdisk.vdisk).unwrap_or_default(),
+            edge: seen.edges.get(&vdisk.vdisk).cloned(),
+        });
+        Ok(plan(&homes, &placed.collect::<Vec<_>>(), limits))
+    }
+
+    /// A router that could be given more: it answers, and its log has space.
+    async fn home(&self, router: &RouterRecord) -> Option<Home> {
+        let client = self.admin.member(self.member(&router.name).ok()?);
+        let status = status_of(&client, LIMIT).await.ok()?;
+        let room = (status.state == "log-full").then_some(0);
+        Some(Home { router: router.router, domain: router.domain.clone(), room })
+    }
+
+    /// Where the second copies of the logs are.
+    async fn targets(&self) -> Result<BTreeMap<VdiskId, Vec<RouterId>>, Failure> {
+        let arakoon = self.admin.arakoon(self.cluster, LIMIT);
+        let rows = arakoon.prefix(key::VDISK_DTLS).await.map_err(arakoon_failure)?;
+        let targets = rows.into_iter().filter_map(|(key, row)| {
+            Some((key::vdisk_of_dtl(&key)?, DtlRecord::from_record(row).ok()?.facts.targets))
+        });
+        Ok(targets.collect())
+    }
+
+    /// The domains of edges, for each vDisk that one of them is attached to.
+    async fn edges(
+        &self,
+        named: &[(String, String)],
+    ) -> Result<BTreeMap<VdiskId, String>, Failure> {
+        if named.is_empty() {
+            return Ok(BTreeMap::new());
+        }
+        let arakoon = self.admin.arakoon(self.cluster, LIMIT);
+        let rows = arakoon.prefix(key::ATTACHMENTS).await.map_err(arakoon_failure)?;
+        let mut edges = BTreeMap::new();
+        let mut attached: Vec<String> = Vec::new();
+        for (row_key, row) in rows {
+            let Some(vdisk) = key::vdisk_of_attachments(&row_key) else { continue };
+            let Ok(record) = AttachmentsRecord::from_record(row) else { continue };
+            attached.extend(record.live.iter().map(|live| live.edge_name.clone()));
+            let where_of = |name: &str| named.iter().find(|(edge, _)| edge == name);
+            if let Some((_, domain)) = record.live.iter().find_map(|live| where_of(&live.edge_name))
+            {
+                edges.insert(vdisk, domain.clone());
+            }
+        }
+        if let Some((name, _)) = named.iter().find(|(name, _)| !attached.contains(name)) {
+            eprintln!(
+                "edge {name} is attached to no vDisk: `holdfast vdisk show` names those that are"
+            );
+        }
+        Ok(edges)
+    }
+
+    /// 1 for each vDisk, and its writes per second.
+    async fn writes(&self, known: &Known) -> Result<BTreeMap<VdiskId, u64>, Failure> {
+        if ASKED_MAX < known.vdisks.len() {
+            return Err(Failure::failed(format!(
+                "{} vDisks are too many to watch; say --by number",
+                known.vdisks.len()
+            )));
+        }
+        let before = self.positions(known).await;
+        tokio::time::sleep(WATCHED).await;
+        let after = self.positions(known).await;
+        let weight = |(vdisk, last): (VdiskId, u64)| {
+            let written = last.saturating_sub(before.get(&vdisk).copied().unwrap_or(last));
+            (vdisk, 1 + written / WATCHED.as_secs())
+        };
+        Ok(after.into_iter().map(weight).collect())
+    }
+
+    /// The last LSN of each vDisk that is served.
+    async fn positions(&self, known: &Known) -> BTreeMap<VdiskId, u64> {
+        let mut positions = BTreeMap::new();
+        for vdisk in known.vdisks.iter().filter(|vdisk| !vdisk.deleting) {
+            let routers = Routers { admin: self.admin, cluster: self.cluster };
+            let ask = Ask {
+                name: &vdisk.name,
+                method: method::SHOW_VDISK,
+                limit: Duration::from_secs(1),
+            };
+            let name = VdiskName { name: vdisk.name.clone() };
+            let Ok(info) = routers.ask::<_, VdiskInfo>(ask, &name).await else { continue };
+            let details: Value = serde_json::from_str(&info.details_json).unwrap_or_default();
+            if let Some(last) = details["last_lsn"].as_u64() {
+                positions.insert(vdisk.vdisk, last);
+            }
+        }
+        positions
+    }
+}
+
+const NOTHING: &str = "nothing to move: the routers in service carry alike\n";
+
+/// Of the vDisk, and of both routers.
+fn names(known: &Known, step: &Move) -> (String, String, String) {
+    let vdisk = known.vdisks.iter().find(|vdisk| vdisk.vdisk == step.vdisk);
+    let router = |id: RouterId| {
+        let router = known.routers.iter().find(|router| router.router == id);
+        router.map_or_else(|| id.to_string(), |router| router.name.clone())
+    };
+    let vdisk = vdisk.map_or_else(|| step.vdisk.to_string(), |vdisk| vdisk.name.clone());
+    (vdisk, router(step.from), router(step.to))
+}
+
+fn show_plan(known: &Known, moves: &[Move], format: Format) -> Result<(), Failure> {
+    let named = moves.iter().map(|step| (names(known, step), step.why.name()));
+    if format.json {
+        let row = |((vdisk, from, to), why): ((String, String, String), &str)| json!({"vdisk": vdisk, "from": from, "to": to, "why": why});
+        return print_json(&json!({"plan": named.map(row).collect::<Vec<_>>()}));
+    }
+    if moves.is_empty() {
+        print(NOTHING);
+        return Ok(());
+    }
+    let mut table = Table::new(&["VDISK", "FROM", "TO", "WHY"]);
+    for ((vdisk, from, to), why) in named {
+        table.row(vec![Cell::plain(vdisk), Cell::plain(from), Cell::plain(to), Cell::plain(why)]);
+    }
+    print(&table.render(Paint::on(&std::io::stdout())));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_edge_is_given_with_its_domain() {
+        assert_eq!(edge("edge-1=dc/r/h"), Ok(("edge-1".to_owned(), "dc/r/h".to_owned())));
+        for wrong in ["edge-1", "=dc", "edge-1=a//b"] {
+            assert!(edge(wrong).unwrap_err().contains("dc1/rack1/host1"), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! Routers that were told so spread vDisks by themselves, and stop when all carry alike.
+
+use wire::common::{EventList, EventsAsk, method};
+
+use crate::support::{Disk, Router, WITHIN, World};
+use std::time::Instant;
+use wire::router::Durability;
+
+const BALANCED: &str = "log_segments = 6\nlog_segment_size = \"8MiB\"\nrebalance_every_ms = 100\nrebalance_slack = 0\nrebalance_moves = 2";
+const NAMES: [&str; 5] = ["one", "two", "three", "four", "five"];
+
+/// Moves for balance that a router tells of.
+fn moves(router: &Router) -> usize {
+    let ask = EventsAsk { after: 0, events_max: 256 };
+    let list: EventList = router.call(method::EVENTS, &ask).unwrap();
+    list.events.iter().filter(|event| event.kind == "rebalance").count()
+}
+
+#[test]
+fn vdisks_spread_over_routers_that_come_and_then_stay() {
+    let world = World::new();
+    let first = world.start_with(BALANCED);
+    for name in NAMES {
+        first.create(name, 8 << 20);
+    }
+    let mut disk = Disk::attach(&first, "one");
+    disk.write(0, &[7; 4096], Durability::Durable);
+    let other = world.start_other_with(BALANCED);
+    let owned = |router: &str| {
+        let id = world.id_of(router);
+        NAMES.iter().filter(|name| world.vdisk(name).owner == id).count()
+    };
+    let start = Instant::now();
+    while owned("router-2") != 2 {
+        assert!(start.elapsed() < WITHIN, "router-2 owns {}", owned("router-2"));
+        std::thread::yield_now();
+    }
+    // One more, so that a round passes; three and three is even.
+    other.create("six", 8 << 20);
+    let third = world.start_third();
+    let start = Instant::now();
+    let of_third = || {
+        let id = world.id_of("router-3");
+        NAMES.iter().chain(&["six"]).filter(|name| world.vdisk(name).owner == id).count()
+    };
+    while of_third() != 2 {
+        assert!(start.elapsed() < WITHIN, "router-3 owns {}", of_third());
+        std::thread::yield_now();
+    }
+    let made = moves(&first) + moves(&other);
+    assert_eq!(made, 4, "two to each that came, and none back");
+    let owner = world.vdisk("one").owner;
+    let routers = [&first, &other, &third];
+    let names = ["router-1", "router-2", "router-3"];
+    let at = names.iter().position(|name| world.id_of(name) == owner).unwrap();
+    disk.reattach(routers[at]);
+    disk.check_all();
+    for router in [first, other, third] {
+        router.stop();
+    }
+}
