@@ -176,6 +176,12 @@ impl Router {
         if let Some(last) = own_last {
             owner.local_synced(last);
         }
+        // P10: nothing of this epoch enters the log before arakoon says through where earlier ones count. It can't fail any
+        // more: who is fenced finds out while it serves, and promises nothing until then.
+        tokio::select! {
+            () = owner.wait_begun() => {}
+            () = self.stop.wait() => {}
+        }
         Ok((core, Protection::new(owner, lease, dtl.mode, unsynced)))
     }
 

@@ -581,8 +581,12 @@ impl State {
     }
 
     /// A vDisk is served from now on.
-    pub fn begin_serving(&mut self, serving: Serving) {
+    pub fn begin_serving(&mut self, mut serving: Serving) {
         let vdisk = serving.core.vdisk();
+        if let Some(protection) = &mut serving.protection {
+            // What recovery placed may have been synced meanwhile, with others' records.
+            protection.synced(self.log.synced());
+        }
         self.add_pending(serving.core.pending_bytes());
         self.served.insert(vdisk);
         self.gaps.remove(&vdisk);

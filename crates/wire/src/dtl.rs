@@ -108,6 +108,8 @@ message! {
     pub struct DtlPromise {
         pub generation: DtlGeneration,
         pub targets: Vec<RouterId>,
+        /// What their logs hold beyond counts for nothing any more: an owner has served without it (P10).
+        pub through: Lsn,
     }
 
     /// The DTL of one vDisk, as arakoon has it. Every change asserts the whole old value.
@@ -301,10 +303,14 @@ mod tests {
             generation: DtlGeneration(5),
             targets: vec![RouterId(1)],
             floor: Lsn(2),
-            previous: Some(DtlPromise { generation: DtlGeneration(4), targets: Vec::new() }),
+            previous: Some(DtlPromise {
+                generation: DtlGeneration(4),
+                targets: Vec::new(),
+                through: Lsn(9),
+            }),
         };
         let router = "01000000000000000000000000000000";
-        let expected = format!("03{}01000000{router}{}01{}00000000", n(5), n(2), n(4));
+        let expected = format!("03{}01000000{router}{}01{}00000000{}", n(5), n(2), n(4), n(9));
         assert_eq!(hex(&encode_to_bytes(&facts)), expected);
         assert_eq!(decode_all(encode_to_bytes(&facts)), Ok(facts));
         assert_eq!(decode_all(encode_to_bytes(&sealed)), Ok(sealed));

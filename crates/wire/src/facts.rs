@@ -223,8 +223,8 @@ impl Record for RouterRecord {}
 impl Record for VpoolDtl {}
 impl Record for VdiskRecord {}
 impl Record for DtlRecord {
-    /// 1 had no `log_from`.
-    const VERSION: u8 = 2;
+    /// 1 had no `log_from`, 2 no `through` of the previous promise.
+    const VERSION: u8 = 3;
 }
 impl Record for ContestRecord {}
 impl Record for LossRecord {}

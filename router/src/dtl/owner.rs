@@ -142,6 +142,13 @@ impl DtlOwner {
         self.shared.tell(|inner, _| inner.core.set_writers(writers));
     }
 
+    /// Waits until arakoon has the first proposal, or somebody else owns the vDisk.
+    pub async fn wait_begun(&self) {
+        let mut view = self.watch();
+        // Ends only with this owner.
+        let _ = view.wait_for(|view| view.fenced || view.read_right != ReadRight::Never).await;
+    }
+
     /// Waits until everything through `lsn` is elsewhere too, at most `patience`.
     pub async fn wait_written(&self, lsn: Lsn, patience: Duration) -> bool {
         let mut view = self.watch();

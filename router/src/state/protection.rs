@@ -99,7 +99,7 @@ impl Protection {
     }
 
     /// The own log is synced through this position.
-    fn synced(&mut self, position: u64) {
+    pub(super) fn synced(&mut self, position: u64) {
         let mut through = None;
         while let Some((lsn, _)) = self.unsynced.pop_front_if(|(_, end)| *end <= position) {
             through = Some(lsn);

@@ -36,6 +36,7 @@ pub fn weigh(evidence: &Evidence<'_>) -> Option<Loss> {
     let previous = facts.previous.as_ref().map(|promise| DtlPromise {
         generation: promise.generation,
         targets: reached(&promise.targets),
+        through: promise.through,
     });
     let previous = previous.filter(|promise| !promise.targets.is_empty());
     let state = match facts.state {
@@ -81,7 +82,8 @@ mod tests {
     }
 
     fn facts(state: DtlState, targets: &[RouterId], floor: u64) -> DtlFacts {
-        let previous = Some(DtlPromise { generation: DtlGeneration(4), targets: vec![OLD] });
+        let (generation, through) = (DtlGeneration(4), Lsn(u64::MAX));
+        let previous = Some(DtlPromise { generation, targets: vec![OLD], through });
         let generation = DtlGeneration(5);
         DtlFacts { state, generation, targets: targets.into(), floor: Lsn(floor), previous }
     }

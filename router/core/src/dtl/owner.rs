@@ -439,7 +439,8 @@ impl Owner {
         let DtlFacts { generation, floor, .. } = self.facts;
         let previous = match self.facts.state {
             DtlState::InSync => {
-                Some(DtlPromise { generation, targets: self.facts.targets.clone() })
+                let targets = self.facts.targets.clone();
+                Some(DtlPromise { generation, targets, through: Lsn(u64::MAX) })
             }
             DtlState::Standalone | DtlState::CatchingUp | DtlState::Degraded => {
                 self.facts.previous.clone()

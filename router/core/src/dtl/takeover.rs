@@ -4,7 +4,8 @@
 //! The longest contiguous range of the current and the previous generation counts (P13). One sealed target of a set that
 //! was InSync suffices, because nothing was acknowledged that not all of them had (P11). A log counts only below the first
 //! LSN of any later epoch (P10): who restarts in place without reaching a target goes on where its own log ends, and what
-//! the target has beyond that is of a history that was over then.
+//! the target has beyond that is of a history that was over then. The next facts say so (`through`) before that owner serves
+//! anything: its own records of the new epoch may be lost with it, and then nothing else would tell.
 //!
 //! Invariant: a plan reaches the floor; and whatever the next facts promise is held by whom they name, or in the backend.
 
@@ -76,14 +77,14 @@ struct Candidate {
 /// When what was promised isn't all there.
 pub fn judge(evidence: &Evidence<'_>) -> Result<Plan, Gap> {
     let Evidence { facts, head, own_last, .. } = *evidence;
-    let current = candidates(evidence, facts.generation, &facts.targets);
+    let current = candidates(evidence, (facts.generation, Lsn(u64::MAX)), &facts.targets);
     if facts.state == DtlState::InSync && current.is_empty() && own_last.is_none() {
         let names: Vec<String> = facts.targets.iter().map(ToString::to_string).collect();
         let targets = names.join(", ");
         return Err(Gap::NoLog { targets, generation: facts.generation, head });
     }
     let previous = facts.previous.as_ref();
-    let previous = previous.map(|p| candidates(evidence, p.generation, &p.targets));
+    let previous = previous.map(|p| candidates(evidence, (p.generation, p.through), &p.targets));
     let all = current.iter().chain(previous.iter().flatten());
     let best = all.max_by_key(|c| (c.last, c.generation)).filter(|c| head < c.last);
     let kept = best.map_or(head, |best| best.last).max(head);
@@ -100,14 +101,14 @@ pub fn judge(evidence: &Evidence<'_>) -> Result<Plan, Gap> {
     // P13: no target shows up to where it was promised in this generation; the own log has all of that.
     let unseen = facts.state == DtlState::InSync && current.is_empty();
     let floor = facts.floor.max(if unseen { last } else { kept });
-    let next = next_facts(evidence, (&current, best), (kept, floor));
+    let next = next_facts(evidence, (&current, best), (kept, last, floor));
     Ok(Plan { source, last, next })
 }
 
 /// Sound logs of this generation that join the backend's head.
 fn candidates(
     evidence: &Evidence<'_>,
-    generation: DtlGeneration,
+    (generation, through): (DtlGeneration, Lsn),
     named: &[RouterId],
 ) -> Vec<Candidate> {
     let sealed = evidence.sealed.iter().filter(|(router, _)| named.contains(router));
@@ -115,7 +116,7 @@ fn candidates(
     logs.filter(|(_, held)| held.generation == generation && !held.damaged)
         .filter(|(_, held)| held.base <= evidence.head)
         .map(|(router, held)| {
-            let last = held.last.min(last_owned(evidence.epochs, held.epoch));
+            let last = held.last.min(last_owned(evidence.epochs, held.epoch)).min(through);
             Candidate { router, generation, last }
         })
         .collect()
@@ -130,7 +131,7 @@ fn last_owned(epochs: &BTreeMap<Epoch, Lsn>, epoch: Epoch) -> Lsn {
 fn next_facts(
     evidence: &Evidence<'_>,
     (current, best): (&[Candidate], Option<&Candidate>),
-    (kept, floor): (Lsn, Lsn),
+    (kept, last, floor): (Lsn, Lsn, Lsn),
 ) -> DtlFacts {
     let Evidence { me, facts, mode, sealed, .. } = *evidence;
     // P11: whoever wasn't sealed may still take records of the old owner.
@@ -141,13 +142,19 @@ fn next_facts(
     let previous = match best {
         // What was promised lies where it was read, until it is in the backend; a log that just catches up may end below.
         Some(best) if best.generation == facts.generation && facts.floor <= best.last => {
-            Some(DtlPromise { generation: best.generation, targets: held_by(best.generation) })
+            let (generation, through) = (best.generation, kept);
+            Some(DtlPromise { generation, targets: held_by(generation), through })
         }
         None if facts.state == DtlState::InSync => {
-            let targets = facts.targets.clone();
-            Some(DtlPromise { generation: facts.generation, targets })
+            let (generation, targets) = (facts.generation, facts.targets.clone());
+            Some(DtlPromise { generation, targets, through: last })
         }
-        Some(_) | None => facts.previous.clone(),
+        Some(_) | None => facts.previous.clone().map(|promise| {
+            // P10: the history went on without what such a log holds beyond; never below what was promised.
+            let shown = best.filter(|best| best.generation == promise.generation);
+            let end = shown.map_or(last, |_| kept).max(floor);
+            DtlPromise { through: promise.through.min(end), ..promise }
+        }),
     };
     let reached = |router: &RouterId| sealed.iter().any(|(sealed, _)| sealed == router);
     let targets = facts.targets.iter().filter(|router| **router != me && reached(router));
@@ -173,6 +180,14 @@ mod tests {
     fn facts(state: DtlState, targets: &[RouterId]) -> DtlFacts {
         let generation = DtlGeneration(5);
         DtlFacts { state, generation, targets: targets.into(), floor: Lsn(12), previous: None }
+    }
+
+    const ALL: Lsn = Lsn(u64::MAX);
+
+    #[expect(clippy::unnecessary_wraps, reason = "as the facts have it")]
+    fn promise(generation: u64, targets: &[RouterId], through: Lsn) -> Option<DtlPromise> {
+        let generation = DtlGeneration(generation);
+        Some(DtlPromise { generation, targets: targets.into(), through })
     }
 
     fn held(generation: u64, base: u64, last: u64) -> Held {
@@ -201,7 +216,7 @@ mod tests {
         let source =
             Source { router: B, generation: DtlGeneration(5), from: Lsn(11), through: Lsn(30) };
         assert_eq!((plan.source, plan.last), (Some(source), Lsn(30)));
-        let previous = Some(DtlPromise { generation: DtlGeneration(5), targets: vec![B] });
+        let previous = promise(5, &[B], Lsn(30));
         assert_eq!(
             plan.next,
             DtlFacts {
@@ -239,12 +254,11 @@ mod tests {
     #[test]
     fn p13_while_catching_up_the_former_promise_counts_too() {
         let mut facts = facts(DtlState::CatchingUp, &[B]);
-        let previous = Some(DtlPromise { generation: DtlGeneration(3), targets: vec![A] });
-        facts.previous = previous.clone();
+        facts.previous = promise(3, &[A], ALL);
         let both = [(A, vec![held(3, 8, 12)]), (B, vec![held(5, 10, 10)])];
         let plan = judge(&evidence(&facts, &both)).unwrap();
         assert_eq!(plan.source.map(|s| (s.router, s.through)), Some((A, Lsn(12))));
-        assert_eq!((plan.next.targets, plan.next.previous), (vec![B], previous));
+        assert_eq!((plan.next.targets, plan.next.previous), (vec![B], promise(3, &[A], Lsn(12))));
         let only_new = [(B, vec![held(5, 10, 11)])];
         assert!(matches!(judge(&evidence(&facts, &only_new)), Err(Gap::BelowFloor { .. })));
     }
@@ -253,8 +267,8 @@ mod tests {
     fn p13_a_target_that_just_catches_up_doesnt_replace_who_holds_the_promise() {
         let mut facts = facts(DtlState::CatchingUp, &[B]);
         facts.floor = Lsn(20);
-        let previous = Some(DtlPromise { generation: DtlGeneration(3), targets: vec![A] });
-        facts.previous = previous.clone();
+        facts.previous = promise(3, &[A], ALL);
+        let previous = promise(3, &[A], Lsn(30));
         let sealed = [(B, vec![held(5, 10, 12)])];
         let own = Evidence { own_last: Some(Lsn(30)), ..evidence(&facts, &sealed) };
         let plan = judge(&own).unwrap();
@@ -267,8 +281,7 @@ mod tests {
         let own = Evidence { own_last: Some(Lsn(20)), ..evidence(&facts, &[]) };
         let plan = judge(&own).unwrap();
         assert_eq!((plan.source, plan.last, plan.next.state), (None, Lsn(20), DtlState::Degraded));
-        let previous = Some(DtlPromise { generation: DtlGeneration(5), targets: vec![A] });
-        assert_eq!(plan.next.previous, previous);
+        assert_eq!(plan.next.previous, promise(5, &[A], Lsn(20)));
         // What was promised beyond the old floor is in the own log, and nobody else has been seen to have it.
         assert_eq!(plan.next.floor, Lsn(20));
         let later = judge(&Evidence { head: Lsn(15), ..evidence(&plan.next, &[]) });
@@ -287,7 +300,7 @@ mod tests {
     #[test]
     fn p10_a_target_counts_only_below_the_first_lsn_of_a_later_epoch() {
         let mut facts = facts(DtlState::Degraded, &[]);
-        facts.previous = Some(DtlPromise { generation: DtlGeneration(5), targets: vec![A] });
+        facts.previous = promise(5, &[A], ALL);
         // The owner of epoch 1 lost 14 to 17 from its own log in a power cut, and as epoch 2 it wrote another 14.
         let sealed = [(A, vec![held(5, 7, 17)])];
         let epochs = BTreeMap::from([(Epoch(1), Lsn(1)), (Epoch(2), Lsn(14))]);
@@ -299,6 +312,28 @@ mod tests {
         assert_eq!((plan.source, plan.last), (None, Lsn(15)));
         let untouched = Evidence { epochs: &BTreeMap::from([(Epoch(1), Lsn(1))]), ..second };
         assert_eq!(judge(&untouched).unwrap().last, Lsn(17));
+    }
+
+    /// A power cut took 14 to 17 from the owner's log; it restarted in place without its target, and its readers saw that they
+    /// weren't there. All that it wrote since is lost with it, so no record of its epochs tells of that.
+    #[test]
+    fn p10_what_a_restart_in_place_went_on_without_doesnt_come_back_with_its_target() {
+        let sealed = [(A, vec![held(5, 7, 17)])];
+        let first = facts(DtlState::InSync, &[A]);
+        let in_place = |facts: &DtlFacts, last| {
+            judge(&Evidence { own_last: Some(Lsn(last)), ..evidence(facts, &[]) }).unwrap().next
+        };
+        let second = in_place(&first, 13);
+        // And again, after it had written 14 and 15 anew.
+        let third = in_place(&second, 15);
+        for facts in [&second, &third] {
+            let plan = judge(&evidence(facts, &sealed)).unwrap();
+            assert_eq!((plan.last, plan.next.floor), (Lsn(13), Lsn(13)), "{facts:?}");
+        }
+        // Who reaches the target goes on with all of it.
+        let plan =
+            judge(&Evidence { own_last: Some(Lsn(13)), ..evidence(&first, &sealed) }).unwrap();
+        assert_eq!((plan.last, plan.next.previous), (Lsn(17), promise(5, &[A], Lsn(17))));
     }
 
     #[test]

@@ -176,7 +176,7 @@ fn proposed(at: &Life, targets: Set, in_sync: bool, rules: &Rules) -> Facts {
         targets,
         floor: if no_floor { facts.floor } else { facts.floor.max(at.promised) },
         previous: if was_in_sync {
-            Some((facts.generation, facts.targets))
+            Some((facts.generation, facts.targets, crate::state::ALL))
         } else {
             facts.previous
         },

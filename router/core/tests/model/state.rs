@@ -29,6 +29,9 @@ pub enum Mode {
     Degraded,
 }
 
+/// A promise whose logs count to their ends.
+pub const ALL: u8 = u8::MAX;
+
 /// [`DtlFacts`], small.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct Facts {
@@ -36,7 +39,8 @@ pub struct Facts {
     pub generation: u8,
     pub targets: Set,
     pub floor: u8,
-    pub previous: Option<(u8, Set)>,
+    /// Generation, targets, and through where their logs count.
+    pub previous: Option<(u8, Set, u8)>,
 }
 
 fn ids(targets: Set) -> Vec<RouterId> {
@@ -58,9 +62,10 @@ pub fn small(number: u64) -> u8 {
 
 impl Facts {
     pub fn real(&self) -> DtlFacts {
-        let promise = |(generation, targets)| DtlPromise {
+        let promise = |(generation, targets, through)| DtlPromise {
             generation: DtlGeneration(u8::into(generation)),
             targets: ids(targets),
+            through: if through == ALL { Lsn(u64::MAX) } else { Lsn(u8::into(through)) },
         };
         DtlFacts {
             state: match self.state {
@@ -87,24 +92,28 @@ impl Facts {
             generation: small(real.generation.0),
             targets: set_of(&real.targets),
             floor: small(real.floor.0),
-            previous: real.previous.as_ref().map(|p| (small(p.generation.0), set_of(&p.targets))),
+            previous: real.previous.as_ref().map(|p| {
+                let through = if p.through == Lsn(u64::MAX) { ALL } else { small(p.through.0) };
+                (small(p.generation.0), set_of(&p.targets), through)
+            }),
         }
     }
 
     pub fn holders(&self) -> Set {
-        Set(self.targets.0 | self.previous.map_or(0, |(_, targets)| targets.0))
+        Set(self.targets.0 | self.previous.map_or(0, |(_, targets, _)| targets.0))
     }
 
     fn each_generation(&mut self, see: &mut impl FnMut(&mut u8)) {
         see(&mut self.generation);
-        if let Some((generation, _)) = &mut self.previous {
+        if let Some((generation, ..)) = &mut self.previous {
             see(generation);
         }
     }
 
     pub fn swapped(mut self) -> Self {
         self.targets = swap(self.targets);
-        self.previous = self.previous.map(|(generation, targets)| (generation, swap(targets)));
+        let swapped = |(generation, targets, through)| (generation, swap(targets), through);
+        self.previous = self.previous.map(swapped);
         self
     }
 }
