@@ -7,6 +7,7 @@
 //! | [`peers`] | connections to targets; what a claimant asks of them |
 //! | [`ties`] | what arakoon says: facts proposed and confirmed, who could be a target, where routers are |
 //! | `files` | a target's files |
+//! | `sweep` | forgets logs that no record names any more |
 //!
 //! Invariant: nothing here decides what may be promised; that is the core's.
 
@@ -14,6 +15,7 @@ mod files;
 pub mod owner;
 pub mod peers;
 pub mod server;
+mod sweep;
 pub mod ties;
 
 use std::pin::Pin;

@@ -126,6 +126,7 @@ pub async fn run_ready(
     tokio::spawn(Arc::clone(&router).adopt_loop());
     tokio::spawn(Arc::clone(&router).follow_loop());
     tokio::spawn(Arc::clone(&router).balance_loop());
+    tokio::spawn(Arc::clone(&router).sweep_loop());
     tracing::info!(%endpoint, id = %router.id, log = %format!("{:016x}", router.disk.id.0), "router is up");
     ready(&endpoint);
     let options = ServerOptions::allowing(&[Role::Edge, Role::Router, Role::Admin]);

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use model::{Incarnation, VdiskId};
+use model::{DtlGeneration, Incarnation, VdiskId};
 use router_core::dtl::records::{self, Expected};
 use router_core::dtl::store::Disk;
 pub use router_core::dtl::target::confirm;
@@ -193,6 +193,36 @@ impl TargetServer {
         })
         .take(LIST_MAX)
         .collect()
+    }
+
+    /// Which generations are held of each vDisk; `None`: its files can't be read.
+    #[must_use]
+    pub fn held(&self) -> Vec<(VdiskId, Option<Vec<DtlGeneration>>)> {
+        let state = self.state();
+        let held = state.vdisks.iter().map(|(vdisk, slot)| {
+            let generations = match slot {
+                Vdisk::Open(open) => {
+                    Some(open.target.held().iter().map(|held| held.generation).collect())
+                }
+                Vdisk::Broken(_) => None,
+            };
+            (*vdisk, generations)
+        });
+        held.collect()
+    }
+
+    /// These count for nothing any more.
+    pub fn forget(&self, vdisk: VdiskId, gone: &[DtlGeneration]) {
+        self.report(vdisk, |target, out| target.forget(gone, boot_now(), out));
+    }
+
+    /// The vDisk is gone, and what lies here of it can't be read.
+    pub fn forget_unreadable(&self, vdisk: VdiskId) {
+        let mut state = self.state();
+        if matches!(state.vdisks.get(&vdisk), Some(Vdisk::Broken(_))) {
+            Files::new(self.shared.options.dir.join(vdisk.to_string())).forget();
+            state.vdisks.remove(&vdisk);
+        }
     }
 
     fn append(&self, request: &Request) -> Result<(VdiskId, Ask), WireError> {

@@ -15,6 +15,7 @@ mod dtl;
 mod durability;
 mod follow;
 mod loss;
+mod orphans;
 mod sessions;
 mod sharing;
 mod standing;

@@ -25,9 +25,11 @@ use super::store::{ChunkId, Disk, DiskError, Log, SyncJob};
 use crate::log::pool::Entry;
 
 mod ask;
+mod orphan;
 mod refusal;
 
 pub use ask::{Answer, Ask, Effect, Ticket};
+pub use orphan::may_count;
 pub use refusal::{Refusal, confirm};
 
 /// A lease counted from the moment the request *arrived*, which is after it was sent; the twentieth on top covers two

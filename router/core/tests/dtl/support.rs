@@ -165,6 +165,15 @@ impl Driven {
         self.answer(Ask::Create { log: log.clone(), base: Lsn(base), nonce })
     }
 
+    /// Arakoon's record was seen to need these no more.
+    pub fn forget(&mut self, generations: &[u64]) {
+        let gone: Vec<_> = generations.iter().copied().map(DtlGeneration).collect();
+        let mut out = Vec::new();
+        self.target.forget(&gone, self.now, &mut out);
+        self.take(out);
+        self.do_all();
+    }
+
     pub fn held(&self, generation: u64) -> Option<Held> {
         self.target.held().into_iter().find(|held| held.generation.0 == generation)
     }

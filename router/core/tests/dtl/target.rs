@@ -3,11 +3,11 @@
 use model::{ClusterRange, DtlGeneration, Epoch, Lap, Lsn, RouterId};
 use router_core::dtl::records::outgoing;
 use router_core::dtl::store::{ChunkId, Disk};
-use router_core::dtl::target::{Answer, Ask, LEASE_HOLD, Refusal, confirm};
+use router_core::dtl::target::{Answer, Ask, LEASE_HOLD, Refusal, confirm, may_count};
 use router_core::log::{Op, Placement};
 use router_core::volume::{Change, HeadState, Opening, Replayed, Stamp, Volume};
 use sim::{Chance, Random};
-use wire::dtl::{DtlFacts, DtlState};
+use wire::dtl::{DtlFacts, DtlPromise, DtlState};
 use wire::router::UnmapKind;
 
 use crate::disk::MemDisk;
@@ -354,4 +354,54 @@ fn p12_arakoon_confirms_only_the_log_it_names_while_it_catches_up() {
     for verdict in not_named {
         assert!(matches!(verdict, Err(Refusal::NotNamed(_))), "{verdict:?}");
     }
+}
+
+#[test]
+fn l2_a_log_counts_while_any_claimant_could_be_led_to_it() {
+    let (me, other) = (RouterId(3), RouterId(4));
+    let counts =
+        |facts: Option<&DtlFacts>, generation| may_count(facts, me, DtlGeneration(generation));
+    let facts = |targets: &[RouterId], previous: &[RouterId]| DtlFacts {
+        state: DtlState::CatchingUp,
+        generation: DtlGeneration(6),
+        targets: targets.into(),
+        floor: Lsn(9),
+        previous: Some(DtlPromise {
+            generation: DtlGeneration(4),
+            targets: previous.into(),
+            through: Lsn(9),
+        }),
+    };
+    let of =
+        |facts: &DtlFacts| -> Vec<u64> { (3..8).filter(|g| counts(Some(facts), *g)).collect() };
+    assert_eq!(of(&facts(&[me], &[other])), [6, 7]);
+    assert_eq!(of(&facts(&[other], &[me])), [4, 7]);
+    assert_eq!(of(&facts(&[other, me], &[me, other])), [4, 6, 7]);
+    assert_eq!(of(&facts(&[other], &[])), [7], "a later record than the one that was read");
+    assert!(!counts(None, 6), "deleted");
+}
+
+#[test]
+fn p12_a_forgotten_log_is_gone_for_good_and_the_others_keep_their_promises() {
+    let mut driven = with_log();
+    driven.create(&name(2, 2), 8).unwrap();
+    driven.answer(append(name(2, 2), 9..=12)).unwrap();
+    let synced = driven.answer(Ask::Sync { log: name(2, 2), through: Lsn(12) });
+    assert_eq!(synced, Ok(Answer::Synced(Lsn(12))));
+    driven.forget(&[1]);
+    assert_eq!(driven.held(1), None);
+    assert_eq!(driven.held(2).map(|held| (held.base, held.synced)), Some((Lsn(8), Lsn(12))));
+    assert!(driven.disk.chunks().unwrap().iter().all(|chunk| chunk.generation == DtlGeneration(2)));
+    // Over a restart too, and an owner of its time gets nothing more (L4).
+    let mut driven = Driven::open(driven.disk.clone(), driven.now);
+    assert_eq!(sealed(&mut driven, 3), [(2, 12)]);
+    assert!(matches!(driven.answer(append(name(1, 1), 9..=9)), Err(Refusal::Fenced { .. })));
+    // A sync that is waited for isn't promised any more.
+    driven.create(&name(4, 3), 12).unwrap();
+    driven.answer(append(name(4, 3), 13..=13)).unwrap();
+    let waits = driven.ask(Ask::Sync { log: name(4, 3), through: Lsn(13) });
+    driven.forget(&[2, 3]);
+    assert_eq!(driven.answers.get(&waits), Some(&Err(Refusal::NoLog)));
+    driven.do_all();
+    assert!(driven.target.is_idle() && driven.disk.chunks().unwrap().is_empty());
 }
