@@ -3,6 +3,7 @@
 //! Any router is asked first; one that isn't the owner says who is, and that one is asked next. A router that is
 //! recovering is asked again until the deadline, so a command right after a restart just takes a moment longer.
 
+mod detach;
 pub(crate) mod recover;
 mod show;
 
@@ -99,6 +100,21 @@ pub enum VdiskCommand {
         #[command(flatten)]
         format: Format,
     },
+    /// End the attachment of an edge that doesn't come back
+    #[command(
+        after_help = "Others that are attached wait for a writer's edge after a change of owner, however long it is away; this tells that\nit won't come. It is fenced: if it does come, its users get I/O errors, and what it hadn't flushed is given up.\n\nExample:\n  holdfast vdisk detach db --edge edge-2"
+    )]
+    Detach {
+        name: String,
+        /// Its name or id, as `holdfast vdisk show` has it
+        #[arg(long)]
+        edge: String,
+        /// Also if the edge is connected now
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        format: Format,
+    },
     /// Delete a vDisk and all its data
     Delete {
         name: String,
@@ -156,6 +172,9 @@ pub async fn run(command: VdiskCommand, cluster: &Cluster) -> Result<(), Failure
         VdiskCommand::Recover { name, accept_loss, format } => {
             let loss = if accept_loss { Loss::Accept } else { Loss::Show };
             recover::run(&routers, &name, loss, format).await
+        }
+        VdiskCommand::Detach { name, edge, force, format } => {
+            detach::run(&routers, (&name, &edge), force, format).await
         }
         VdiskCommand::Delete { name, format } => {
             let ask = Ask { name: &name, method: method::DELETE_VDISK, limit: DELETE_LIMIT };

@@ -23,9 +23,9 @@ use crate::router::Router;
 use crate::state::{Serving, Session};
 
 /// Tries against concurrent changes of the same record.
-const TRIES: usize = 8;
+pub(crate) const TRIES: usize = 8;
 /// How long an edge waits here for a vDisk that is being opened; its own patience is longer.
-const OPENING_PATIENCE: Duration = Duration::from_secs(8);
+pub(crate) const OPENING_PATIENCE: Duration = Duration::from_secs(8);
 
 const fn stored(mode: AttachMode) -> AttachmentMode {
     match mode {
@@ -35,7 +35,7 @@ const fn stored(mode: AttachMode) -> AttachmentMode {
     }
 }
 
-const fn spoken(mode: AttachmentMode) -> AttachMode {
+pub(crate) const fn spoken(mode: AttachmentMode) -> AttachMode {
     match mode {
         AttachmentMode::Exclusive => AttachMode::Exclusive,
         AttachmentMode::Shared => AttachMode::Shared,
@@ -104,7 +104,7 @@ fn decide(
 /// Whether somebody still waits for the answer.
 type Awaited<'a> = &'a (dyn Fn() -> bool + Sync);
 
-enum Outcome {
+pub(crate) enum Outcome {
     Changed,
     /// Somebody else was quicker: look again.
     Conflict,
@@ -230,7 +230,7 @@ impl Router {
     }
 
     /// Changes the record, and fences whoever isn't in it any more before anyone is answered.
-    async fn change(
+    pub(crate) async fn change(
         self: &Arc<Self>,
         owner: &VdiskRecord,
         old: Option<Bytes>,

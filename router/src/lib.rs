@@ -27,6 +27,7 @@ mod claim;
 mod committer;
 pub mod config;
 mod contest;
+mod detach;
 pub mod dtl;
 pub mod facts;
 mod follow;

@@ -14,8 +14,8 @@ use runtime::rpc::{Request, Responder, Service};
 use runtime::status::status;
 use wire::router::{
     Adoption, Attach, AttachMode, BlockStatus, Contest, Contested, CreateVdisk, Detach, Durability,
-    EXTENTS_MAX, Flush, IO_MAX, Locate, Read, RecoverVdisk, ReplayComplete, ResizeVdisk,
-    SetStanding, Transfer, Unmap, VdiskName, Write, code, method,
+    EXTENTS_MAX, EndAttachment, Flush, IO_MAX, Locate, Read, RecoverVdisk, ReplayComplete,
+    ResizeVdisk, SetStanding, Transfer, Unmap, VdiskName, Write, code, method,
 };
 use wire::{Encode, Role, WireError, common};
 
@@ -311,6 +311,10 @@ impl Server {
             method::RECOVER_VDISK => {
                 let ask: RecoverVdisk = checked!(responder, request.decode());
                 spawn(responder, async move { router.recover_vdisk(&ask).await });
+            }
+            method::END_ATTACHMENT => {
+                let ask: EndAttachment = checked!(responder, request.decode());
+                spawn(responder, async move { router.end_attachment_of(&ask).await });
             }
             method::CREATE_VDISK => {
                 let create: CreateVdisk = checked!(responder, request.decode());

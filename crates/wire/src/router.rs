@@ -56,6 +56,8 @@ pub mod method {
     pub const CONTESTED: u16 = 41;
     /// [`super::RecoverVdisk`] → [`super::Recovery`]: what keeps a vDisk from starting, and to start it without that (L7).
     pub const RECOVER_VDISK: u16 = 42;
+    /// [`super::EndAttachment`] → [`super::EndedAttachment`]: an operator knows that an edge doesn't come back (P6).
+    pub const END_ATTACHMENT: u16 = 48;
     /// `()` → [`super::MapCopies`]: the page maps that this router has, its own and copies.
     pub const LIST_MAPS: u16 = 46;
 }
@@ -393,6 +395,24 @@ message! {
         /// In words.
         pub missing: String,
         pub places: Vec<RecoveryPlace>,
+    }
+
+    pub struct EndAttachment {
+        pub name: String,
+        /// Its name or id.
+        pub edge: String,
+        /// Also of an edge that is connected now.
+        pub force: bool,
+    }
+
+    pub struct EndedAttachment {
+        pub edge: EdgeId,
+        pub edge_name: String,
+        pub generation: AttachmentGeneration,
+        pub mode: AttachMode,
+        pub connected: bool,
+        /// Its replay was awaited: what it had neither flushed nor sent again is given up.
+        pub owes_replay: bool,
     }
 
     /// The page map of a vDisk at one router.

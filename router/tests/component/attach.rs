@@ -81,3 +81,33 @@ fn p6_nobody_resizes_or_calls_safe_what_edges_have_not_replayed() {
     router.try_resize("demo", 4 * MIB, true).unwrap();
     router.stop();
 }
+
+/// Nobody guesses that an edge is gone: an operator says so.
+#[test]
+fn p6_who_waits_for_an_edge_that_died_with_its_owner_goes_on_when_an_operator_ends_it() {
+    let world = World::new();
+    let router = world.start();
+    router.create("demo", 8 * MIB);
+    let mut writer = Disk::attach(&router, "demo");
+    let mut reader = Disk::try_attach(&router, "demo", 2, AttachMode::ReadOnly, false).unwrap();
+    writer.write(0, &[1; 4096], Durability::Durable);
+    router.kill();
+    let router = world.start();
+    reader.try_reattach(&router).unwrap();
+    let waits = reader.try_read(0, 4096).unwrap_err();
+    assert_eq!((waits.class, waits.code), (ErrorClass::Retry, code::RECOVERING), "{waits}");
+    let unknown = router.end_attachment("demo", "edge-9", true).unwrap_err();
+    assert_eq!(unknown.code, code::INVALID, "{unknown}");
+    assert!(unknown.message.contains("edge-1") && unknown.message.contains("edge-2"), "{unknown}");
+    let ended = router.end_attachment("demo", "edge-1", false).unwrap();
+    assert!(ended.owes_replay && !ended.connected, "{ended:?}");
+    assert_eq!(reader.try_read(0, 4096).unwrap(), [1; 4096]);
+    // It comes back all the same (P4).
+    assert_eq!(writer.try_reattach(&router).unwrap_err().code, code::ATTACHMENT_FENCED);
+    // One that is connected is ended only by insisting.
+    let connected = router.end_attachment("demo", "edge-2", false).unwrap_err();
+    assert!(connected.message.contains("--force"), "{connected}");
+    assert!(router.end_attachment("demo", "edge-2", true).unwrap().connected);
+    assert_eq!(reader.try_read(0, 4096).unwrap_err().code, code::ATTACHMENT_FENCED);
+    router.stop();
+}

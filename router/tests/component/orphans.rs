@@ -5,7 +5,7 @@ use std::time::Instant;
 use wire::dtl::{DtlMode, LogList, method};
 use wire::router::Durability;
 
-use crate::support::{Disk, Router, WITHIN, World};
+use crate::support::{Router, WITHIN, World};
 
 const MIB: u64 = 1 << 20;
 

@@ -26,8 +26,9 @@ use wire::facts::{
     LossRecord, Record, RouterRecord, RouterState, VdiskRecord, VpoolDtl, VpoolRecord, key,
 };
 use wire::router::{
-    CreateVdisk, Locate, Location, MapCopies, MapCopy, RecoverVdisk, Recovery, ResizeVdisk,
-    Transfer, Transferred, VdiskInfo, VdiskName, VdiskNames, method,
+    CreateVdisk, EndAttachment, EndedAttachment, Locate, Location, MapCopies, MapCopy,
+    RecoverVdisk, Recovery, ResizeVdisk, Transfer, Transferred, VdiskInfo, VdiskName, VdiskNames,
+    method,
 };
 use wire::{Decode, Encode, Role, WireError};
 
@@ -437,6 +438,17 @@ impl Router {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// An operator says that an edge doesn't come back.
+    pub fn end_attachment(
+        &self,
+        name: &str,
+        edge: &str,
+        force: bool,
+    ) -> Result<EndedAttachment, WireError> {
+        let ask = EndAttachment { name: name.into(), edge: edge.into(), force };
+        self.call(method::END_ATTACHMENT, &ask)
     }
 
     /// Its page maps, of its own vDisks and of others'.

@@ -195,6 +195,8 @@ pub const MESSAGES: &[MessageKind] = {
         kind::<t::LogList>(),
         kind::<c::EventsAsk>(),
         kind::<c::EventList>(),
+        kind::<r::EndAttachment>(),
+        kind::<r::EndedAttachment>(),
     ]
 };
 
