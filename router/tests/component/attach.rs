@@ -1,9 +1,10 @@
 //! Attachments that end: by another edge, by a new life of their own, or while nobody listens (P4, P6).
 
 use wire::ErrorClass;
+use wire::facts::key;
 use wire::router::{AttachMode, Durability, code};
 
-use crate::support::{Disk, World};
+use crate::support::{Disk, WITHIN, World};
 
 const MIB: u64 = 1 << 20;
 /// Somewhere that isn't in memory when it is read.
@@ -109,5 +110,54 @@ fn p6_who_waits_for_an_edge_that_died_with_its_owner_goes_on_when_an_operator_en
     assert!(connected.message.contains("--force"), "{connected}");
     assert!(router.end_attachment("demo", "edge-2", true).unwrap().connected);
     assert_eq!(reader.try_read(0, 4096).unwrap_err().code, code::ATTACHMENT_FENCED);
+    router.stop();
+}
+
+fn until_held(world: &World) {
+    let start = std::time::Instant::now();
+    while !world.arakoon.holds_answer() {
+        assert!(start.elapsed() < WITHIN, "nothing was asked of arakoon");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn p4_an_attachment_that_arakoon_confirms_late_undoes_none_that_came_after_it() {
+    let world = World::new();
+    let router = world.start();
+    router.create("demo", 8 * MIB);
+    let mut old = Disk::attach(&router, "demo");
+    world.arakoon.hold_answer(key::attachments(world.vdisk("demo").vdisk));
+    std::thread::scope(|scope| {
+        let late =
+            scope.spawn(|| Disk::try_attach(&router, "demo", 2, AttachMode::ReadOnly, false));
+        until_held(&world);
+        let mut new = Disk::try_attach(&router, "demo", 3, AttachMode::Exclusive, true).unwrap();
+        new.write(0, &[3; 4096], Durability::Durable);
+        world.arakoon.let_answer_go();
+        let late = late.join().unwrap().unwrap();
+        new.write(0, &[4; 4096], Durability::Durable);
+        assert_eq!(late.try_read(0, 4096).unwrap(), [4; 4096]);
+    });
+    assert_eq!(old.try_write(0, &[1; 4096]).unwrap_err().code, code::ATTACHMENT_FENCED);
+    router.stop();
+}
+
+#[test]
+fn a_resize_whose_answer_was_lost_is_learned_by_the_next_attachment() {
+    let world = World::new();
+    let router = world.start();
+    router.create("demo", 8 * MIB);
+    world.arakoon.hold_answer(key::vdisk(world.vdisk("demo").vdisk));
+    std::thread::scope(|scope| {
+        let resize = scope.spawn(|| router.try_resize("demo", 16 * MIB, false));
+        until_held(&world);
+        world.arakoon.lose_answer();
+        resize.join().unwrap().unwrap_err();
+    });
+    assert_eq!(router.try_show("demo").unwrap().size_bytes, 8 * MIB, "it wasn't told");
+    let mut disk = Disk::attach(&router, "demo");
+    disk.write(12 * MIB, &[1; 4096], Durability::Durable);
+    assert_eq!(router.try_show("demo").unwrap().size_bytes, 16 * MIB);
     router.stop();
 }

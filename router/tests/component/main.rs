@@ -9,6 +9,7 @@
 )]
 
 mod attach;
+mod away;
 mod balance;
 mod contest;
 mod dtl;

@@ -86,6 +86,8 @@ pub struct Cables {
     pub dtl: Relay,
     /// From the first router to arakoon.
     pub arakoon: Relay,
+    /// From the first router to the proxy.
+    pub proxy: Relay,
 }
 
 pub struct World {
@@ -121,8 +123,10 @@ impl World {
 
     /// Edges reach every router, whatever is cut.
     pub fn with_cables(self) -> Self {
-        let cables = Cables { dtl: Relay::start(), arakoon: Relay::start() };
-        cables.arakoon.lead_to(&self.arakoon_server.endpoint);
+        let [dtl, arakoon, proxy] = std::array::from_fn(|_| Relay::start());
+        arakoon.lead_to(&self.arakoon_server.endpoint);
+        proxy.lead_to(&self.proxy_server.endpoint);
+        let cables = Cables { dtl, arakoon, proxy };
         Self { cables: Some(cables), ..self }
     }
 
@@ -199,11 +203,12 @@ impl World {
         let dead = "127.0.0.1:1";
         let cable = self.cables.as_ref().filter(|_| name == "router-1");
         let arakoon = cable.map_or(&self.arakoon_server.endpoint, |cable| &cable.arakoon.endpoint);
+        let proxy = cable.map_or(&self.proxy_server.endpoint, |cable| &cable.proxy.endpoint);
         let text = format!(
             "name = \"{name}\"\ncluster = \"test\"\ndata_dir = \"{}\"\nlisten = \"127.0.0.1:0\"\n\
              proxies = [\"{dead}\", \"{}\"]\n{extra}\n[arakoon]\n[[arakoon.nodes]]\nid = 1\nname = \"fake\"\naddress = \"{}\"\n",
             self.path(name).display(),
-            self.proxy_server.endpoint,
+            proxy,
             arakoon
         );
         let path = self.dir.path().join(format!("{name}.toml"));

@@ -28,6 +28,15 @@ pub struct FakeArakoon {
     store: Mutex<Store>,
     /// What happens right before the next transaction that sets this key.
     before: Mutex<Option<(Bytes, Interference)>>,
+    late: Mutex<Late>,
+}
+
+/// The answer of one transaction, later than those of others.
+#[derive(Default)]
+struct Late {
+    /// Of the next transaction that sets this key.
+    wanted: Option<Bytes>,
+    held: Option<(Responder, Result<Committed, WireError>)>,
 }
 
 type Interference = Box<dyn FnOnce(&mut Store) + Send>;
@@ -49,13 +58,31 @@ impl FakeArakoon {
         *self.before.lock().unwrap() = Some((key, Box::new(interference)));
     }
 
+    /// The next transaction that sets `key` is carried out, and its answer comes when it is let go.
+    pub fn hold_answer(&self, key: Bytes) {
+        self.late.lock().unwrap().wanted = Some(key);
+    }
+
+    pub fn holds_answer(&self) -> bool {
+        self.late.lock().unwrap().held.is_some()
+    }
+
+    pub fn let_answer_go(&self) {
+        if let Some((responder, answer)) = self.late.lock().unwrap().held.take() {
+            reply(responder, answer);
+        }
+    }
+
+    /// It never comes: whoever asked hears that the outcome isn't known.
+    pub fn lose_answer(&self) {
+        if let Some((responder, _)) = self.late.lock().unwrap().held.take() {
+            responder.fail(WireError::fatal(wire::error::code::STOPPING, "the answer is lost"));
+        }
+    }
+
     fn interfere(&self, store: &mut Store, transaction: &Transaction) {
         let mut before = self.before.lock().unwrap();
-        let sets = |wanted: &Bytes| {
-            let of = |update: &Update| matches!(update, Update::Set { key, .. } if key == wanted);
-            transaction.updates.iter().any(of)
-        };
-        if let Some((_, interference)) = before.take_if(|(key, _)| sets(key)) {
+        if let Some((_, interference)) = before.take_if(|(key, _)| sets(transaction, key)) {
             interference(store);
         }
     }
@@ -67,6 +94,11 @@ impl FakeArakoon {
     pub fn get(&self, key: &Bytes) -> Option<Bytes> {
         self.store.lock().unwrap().map.get(key).cloned()
     }
+}
+
+fn sets(transaction: &Transaction, wanted: &Bytes) -> bool {
+    let of = |update: &Update| matches!(update, Update::Set { key, .. } if key == wanted);
+    transaction.updates.iter().any(of)
 }
 
 impl Store {
@@ -151,7 +183,14 @@ impl Service for Server {
             method::TRANSACT => {
                 let transaction: Transaction = request.decode().unwrap();
                 self.0.interfere(&mut store, &transaction);
-                reply(responder, store.transact(transaction));
+                let mut late = self.0.late.lock().unwrap();
+                let is_late = late.wanted.take_if(|key| sets(&transaction, key)).is_some();
+                let answer = store.transact(transaction);
+                if is_late {
+                    late.held = Some((responder, answer));
+                } else {
+                    reply(responder, answer);
+                }
             }
             method::GET => {
                 let get: Get = request.decode().unwrap();

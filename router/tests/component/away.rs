@@ -1,0 +1,78 @@
+//! What a reader is told while the backend is away, can't give an object, or answers after the vDisk has moved.
+
+use std::time::{Duration, Instant};
+
+use wire::ErrorClass;
+use wire::router::{AttachMode, Durability, code};
+
+use crate::support::{Disk, Router, WITHIN, World};
+
+const MIB: u64 = 1 << 20;
+/// Somewhere that isn't in memory when it is read.
+const COLD: u64 = 2 * MIB;
+
+/// A router with a vDisk whose contents are in the backend alone.
+fn with_cold_data(world: &World) -> (Router, Disk) {
+    let router = world.start();
+    router.create("demo", 8 * MIB);
+    let mut disk = Disk::attach(&router, "demo");
+    disk.write(COLD, &[1; 4096], Durability::Durable);
+    disk.sync();
+    (router, disk)
+}
+
+/// Another proxy of theirs is dead all the time: it says nothing about the backend.
+#[test]
+fn l5_unreadable_is_said_of_data_and_not_of_proxies_that_are_away() {
+    let world = World::new().with_cables();
+    let (router, disk) = with_cold_data(&world);
+    let told = || {
+        let error = disk.try_read(COLD, 4096).unwrap_err();
+        (error.class, error.code)
+    };
+    world.proxy.set_unreadable(true);
+    assert_eq!(told(), (ErrorClass::Retry, code::UNREADABLE));
+    world.proxy.set_unreadable(false);
+    world.cables().proxy.cut();
+    assert_eq!(told(), (ErrorClass::Retry, code::RECOVERING));
+    world.cables().proxy.mend();
+    let start = Instant::now();
+    let read = loop {
+        match disk.try_read(COLD, 4096) {
+            Ok(read) => break read,
+            Err(error) => assert_eq!(error.class, ErrorClass::Retry, "{error}"),
+        }
+        assert!(start.elapsed() < WITHIN, "its proxy is back");
+    };
+    assert_eq!(read, [1; 4096]);
+    router.stop();
+}
+
+#[test]
+fn l3_what_was_read_before_the_vdisk_moved_away_and_back_is_answered_to_nobody() {
+    let world = World::new();
+    let (owner, old) = with_cold_data(&world);
+    world.proxy.hold_reads(true);
+    let other = std::thread::scope(|scope| {
+        let late = scope.spawn(|| old.try_read(COLD, 4096));
+        let start = Instant::now();
+        while world.proxy.reads_held() == 0 {
+            assert!(start.elapsed() < WITHIN, "nothing is read");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        world.proxy.hold_reads(false);
+        let other = world.start_other();
+        owner.transfer("demo", world.id_of("router-2"));
+        let mut new = Disk::try_attach(&other, "demo", 2, AttachMode::Exclusive, true).unwrap();
+        new.write(COLD, &[2; 4096], Durability::Durable);
+        other.transfer("demo", world.id_of("router-1"));
+        new.reattach(&owner);
+        assert_eq!(new.try_read(COLD, 4096).unwrap(), [2; 4096]);
+        world.proxy.let_reads_go();
+        let late = late.join().unwrap();
+        assert!(late.is_err(), "what was overwritten is read");
+        other
+    });
+    owner.stop();
+    other.stop();
+}
