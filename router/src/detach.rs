@@ -9,6 +9,7 @@
 use std::sync::Arc;
 
 use wire::WireError;
+use wire::common::Severity;
 use wire::facts::{AttachmentRecord, AttachmentsRecord};
 use wire::router::{EndAttachment, EndedAttachment, code};
 
@@ -85,6 +86,9 @@ impl Router {
                 %vdisk, name = ask.name, edge = edge_name, %generation, connected, owes_replay,
                 "an operator ended an attachment"
             );
+            let text =
+                format!("of edge {edge_name}, generation {generation}, by an operator's word");
+            self.events.of(Severity::Warn, "attachment-ended", vdisk, &text);
             if let Ok(serving) = self.state().serving(vdisk) {
                 // Perhaps the last writer: what is pending goes to the backend rather than wait for more.
                 serving.core.seal();
