@@ -26,7 +26,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use wire::facts::{Record, RouterRecord, RouterState, VdiskRecord, key};
 use wire::router::{
-    CreateVdisk, Location, ResizeVdisk, SyncDone, VdiskInfo, VdiskName, code, method,
+    CreateVdisk, EndAttachment, Location, ResizeVdisk, SyncDone, VdiskInfo, VdiskName, code, method,
 };
 use wire::{Decode, Encode, ErrorClass};
 
@@ -174,7 +174,7 @@ pub async fn run(command: VdiskCommand, cluster: &Cluster) -> Result<(), Failure
             recover::run(&routers, &name, loss, format).await
         }
         VdiskCommand::Detach { name, edge, force, format } => {
-            detach::run(&routers, (&name, &edge), force, format).await
+            detach::run(&routers, &EndAttachment { name, edge, force }, format).await
         }
         VdiskCommand::Delete { name, format } => {
             let ask = Ask { name: &name, method: method::DELETE_VDISK, limit: DELETE_LIMIT };

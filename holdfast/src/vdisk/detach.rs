@@ -10,13 +10,12 @@ use crate::output::{Format, print, print_json};
 /// When no such edge is attached, or it is connected and `force` isn't set; when nobody can say.
 pub async fn run(
     routers: &Routers<'_>,
-    (name, edge): (&str, &str),
-    force: bool,
+    body: &EndAttachment,
     format: Format,
 ) -> Result<(), Failure> {
+    let name = &body.name;
     let ask = Ask { name, method: method::END_ATTACHMENT, limit: LIMIT };
-    let body = EndAttachment { name: name.to_owned(), edge: edge.to_owned(), force };
-    let ended: EndedAttachment = routers.ask(ask, &body).await?;
+    let ended: EndedAttachment = routers.ask(ask, body).await?;
     if format.json {
         print_json(&serde_json::json!({
             "name": name,

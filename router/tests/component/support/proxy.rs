@@ -41,15 +41,6 @@ pub struct FakeProxy {
     reads: AtomicU64,
     /// Objects can't be rebuilt.
     unreadable: AtomicBool,
-    held: Mutex<HeldReads>,
-}
-
-/// Reads whose answers are on their way for long.
-#[derive(Default)]
-struct HeldReads {
-    /// Whether further ones are held.
-    holds: bool,
-    reads: Vec<(Request, Responder)>,
 }
 
 pub struct Server(pub Arc<FakeProxy>);
@@ -70,22 +61,6 @@ impl FakeProxy {
     /// Says of every object that it can't be rebuilt.
     pub fn set_unreadable(&self, unreadable: bool) {
         self.unreadable.store(unreadable, Ordering::SeqCst);
-    }
-
-    /// Reads that come from now on are held, or those that come later aren't.
-    pub fn hold_reads(&self, holds: bool) {
-        self.held.lock().unwrap().holds = holds;
-    }
-
-    pub fn reads_held(&self) -> usize {
-        self.held.lock().unwrap().reads.len()
-    }
-
-    pub fn let_reads_go(&self) {
-        let held = std::mem::take(&mut *self.held.lock().unwrap());
-        for (request, responder) in held.reads {
-            self.answer(&request, responder);
-        }
     }
 
     /// Objects committed so far.
@@ -281,10 +256,6 @@ impl Service for Server {
             if self.0.unreadable.load(Ordering::SeqCst) {
                 let error = WireError::retry(code::UNREADABLE, "too few fragments");
                 return responder.fail(error);
-            }
-            let mut held = self.0.held.lock().unwrap();
-            if held.holds {
-                return held.reads.push((request, responder));
             }
         }
         let delay = self.0.delay_ms.load(Ordering::SeqCst);
