@@ -28,7 +28,7 @@ const PING_MAX: Duration = Duration::from_secs(1);
 /// A router that answers pings but not a request for `failover_after` is given up too; a busy one isn't at once.
 const CALL_TIMEOUT_MIN: Duration = Duration::from_secs(5);
 /// vDisks attached at once by one edge.
-const VDISKS_MAX: usize = 1024;
+const VDISKS_MAX: usize = 4096;
 
 struct Slot {
     vdisk: Vdisk,

@@ -4,7 +4,9 @@ use crate::failure::Failure;
 use crate::role::ProcessRole;
 use runtime::logging::LogFormat;
 use runtime::shutdown::{Shutdown, on_signals};
-use rustix::process::{Signal, getppid, set_parent_process_death_signal};
+use rustix::process::{
+    Resource, Rlimit, Signal, getppid, getrlimit, set_parent_process_death_signal, setrlimit,
+};
 use std::path::{Path, PathBuf};
 
 /// How a role is started.
@@ -57,6 +59,7 @@ pub fn run(role: ProcessRole, args: &RoleArgs) -> Result<(), Failure> {
         tie_to_parent(parent)?;
     }
     check_config(role, &args.config)?;
+    allow_many_files();
     runtime::logging::init(if args.log_json { LogFormat::Json } else { LogFormat::Human });
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -91,6 +94,13 @@ async fn run_role(role: ProcessRole, file: &Path, shutdown: Shutdown) -> Result<
             edge::run(config, shutdown).await.map_err(Failure::failed)
         }
     }
+}
+
+/// As many open files as an administrator allows: shells say 1,024, and each attached vDisk is a connection at its router.
+fn allow_many_files() {
+    let limit = getrlimit(Resource::Nofile);
+    // What can't be raised is as it was; then connections are refused earlier.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit });
 }
 
 /// Asks the kernel to kill this process with its parent. `expected` is the parent's id, 0 = whoever it is.

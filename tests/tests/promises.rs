@@ -181,9 +181,9 @@ fn a_router_with_fifty_busy_vdisks_is_drained_without_a_failed_request() -> anyh
 }
 
 #[test]
-fn a_thousand_idle_vdisks_cost_less_than_a_mebibyte_each() -> anyhow::Result<()> {
+fn a_thousand_idle_and_fifty_busy_vdisks_fail_over_in_thirty_seconds() -> anyhow::Result<()> {
     if !soak() {
         return Ok(());
     }
-    many::idle()
+    many::fail_over()
 }

@@ -5,7 +5,7 @@
 //! user sees is checked against the laws: acknowledged is kept while the edge lives (L1), flushed is kept when edge and
 //! router die together (L2), nothing is applied twice or out of order (P3), nothing is served before replay (P6).
 //!
-//! Same seed, same digest. A failure names its seed; run it alone with `EDGE_SIM_SEED=n`.
+//! Same seed, same digest. A failure names its seed; `HOLDFAST_SEED=n` runs it alone.
 
 #![expect(clippy::unwrap_used, reason = "a test says by panicking what went wrong")]
 
@@ -16,49 +16,32 @@ mod world;
 
 use world::World;
 
-const SEEDS: u64 = 300;
-
-fn run(seed: u64) -> u64 {
-    let outcome = std::panic::catch_unwind(|| World::new(seed).run());
-    match outcome {
-        Ok(digest) => digest,
-        Err(cause) => {
-            eprintln!("seed {seed} fails; run it alone with EDGE_SIM_SEED={seed}");
-            std::panic::resume_unwind(cause);
-        }
-    }
-}
+const SEEDS: u64 = 1000;
 
 #[test]
 fn the_laws_hold_under_every_schedule() {
-    let alone = std::env::var("EDGE_SIM_SEED").ok().and_then(|seed| seed.parse().ok());
-    let seeds = alone.map_or(0..SEEDS, |seed: u64| seed..seed + 1);
+    let soak = std::env::var_os("HOLDFAST_SOAK").is_some();
     let mut seen = world::Seen::default();
-    for seed in seeds {
-        let outcome = std::panic::catch_unwind(|| {
-            let mut world = World::new(seed);
-            world.run();
-            world.seen()
-        });
-        match outcome {
-            Ok(one) => seen.add(one),
-            Err(cause) => {
-                eprintln!("seed {seed} fails; run it alone with EDGE_SIM_SEED={seed}");
-                std::panic::resume_unwind(cause);
-            }
-        }
-    }
-    if alone.is_none() {
+    let mut ran = 0;
+    sim::seeds::check(if soak { 20 * SEEDS } else { SEEDS }, |seed| {
+        let mut world = World::new(seed);
+        let digest = world.run();
+        seen.add(world.seen());
+        ran += 1;
+        digest
+    });
+    eprintln!("{ran} runs: {seen:?}");
+    if SEEDS <= ran {
         // A simulation that doesn't reach what it is for proves nothing.
-        assert!(seen.crashes > 100 && seen.cuts > 100 && seen.replayed > 1000, "{seen:?}");
-        assert!(seen.lost_unflushed > 500 && seen.reads > 5000 && seen.refused > 100, "{seen:?}");
+        assert!(seen.crashes > 300 && seen.cuts > 300 && seen.replayed > 3000, "{seen:?}");
+        assert!(
+            seen.lost_unflushed > 1500 && seen.reads > 15_000 && seen.refused > 300,
+            "{seen:?}"
+        );
     }
 }
 
 #[test]
-fn the_same_seed_gives_the_same_digest() {
-    for seed in [1, 77, 4242] {
-        assert_eq!(run(seed), run(seed), "seed {seed}");
-    }
-    assert_ne!(run(1), run(2));
+fn different_seeds_are_different_lives() {
+    assert_ne!(World::new(1).run(), World::new(2).run());
 }

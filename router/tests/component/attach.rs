@@ -24,7 +24,7 @@ fn p4_a_fenced_write_that_waits_for_the_backend_never_lands() {
         // A part of a cluster: its old content is read first.
         let write = scope.spawn(|| old.try_write(COLD + 512, &[3; 512]));
         while world.proxy.reads() == reads {
-            std::thread::yield_now();
+            std::thread::sleep(std::time::Duration::from_millis(5));
         }
         let new = Disk::try_attach(&router, "demo", 2, AttachMode::Exclusive, true).unwrap();
         let first = new.try_read(COLD, 4096).unwrap();

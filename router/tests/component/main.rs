@@ -15,6 +15,7 @@ mod contest;
 mod dtl;
 mod durability;
 mod follow;
+mod handoff;
 mod loss;
 mod orphans;
 mod sessions;
@@ -111,7 +112,7 @@ fn a_clean_stop_waits_for_a_change_that_is_still_on_its_way_in() {
     });
     while world.proxy.reads() == before {
         assert!(!writer.is_finished(), "the block is read before a part of it is written");
-        std::thread::yield_now();
+        std::thread::sleep(std::time::Duration::from_millis(5));
     }
     router.stop();
     let (mut disk, written) = writer.join().unwrap();

@@ -2,6 +2,7 @@
 
 pub mod arakoon;
 pub mod disk;
+pub mod gate;
 pub mod proxy;
 pub mod relay;
 
@@ -94,6 +95,8 @@ pub struct World {
     dir: tempfile::TempDir,
     pub proxy: Arc<proxy::FakeProxy>,
     pub arakoon: Arc<arakoon::FakeArakoon>,
+    /// What every message to arakoon and the backend passes.
+    pub gate: Arc<gate::Gate>,
     cables: Option<Cables>,
     proxy_server: Served,
     arakoon_server: Served,
@@ -101,6 +104,7 @@ pub struct World {
 
 impl World {
     pub fn new() -> Self {
+        let gate = Arc::new(gate::Gate::default());
         let proxy = Arc::new(proxy::FakeProxy::default());
         let arakoon = Arc::new(arakoon::FakeArakoon::default());
         let vpool = VpoolRecord { name: "default".into(), preset: "p".into(), sco_bytes: 1 << 20 };
@@ -109,14 +113,15 @@ impl World {
             dir: tempfile::tempdir().unwrap(),
             proxy_server: Served::start(
                 Role::AlbaProxy,
-                Arc::new(proxy::Server(Arc::clone(&proxy))),
+                Arc::new(proxy::Server(Arc::clone(&proxy), Arc::clone(&gate))),
             ),
             arakoon_server: Served::start(
                 Role::Arakoon,
-                Arc::new(arakoon::Server(Arc::clone(&arakoon))),
+                Arc::new(arakoon::Server(Arc::clone(&arakoon), Arc::clone(&gate))),
             ),
             proxy,
             arakoon,
+            gate,
             cables: None,
         }
     }
@@ -363,7 +368,7 @@ impl Router {
                 Err(error) => return error,
             }
             assert!(start.elapsed() < WITHIN, "never settled");
-            std::thread::yield_now();
+            std::thread::sleep(std::time::Duration::from_millis(5));
         }
     }
 
@@ -402,6 +407,29 @@ impl Router {
         force: bool,
     ) -> Result<VdiskInfo, WireError> {
         self.call(method::RESIZE_VDISK, &ResizeVdisk { name: name.into(), size_bytes, force })
+    }
+
+    /// Asks for a hand-over once, and goes on; `None`: the router went away meanwhile.
+    pub fn begin_transfer(
+        &self,
+        name: &str,
+        to: RouterId,
+    ) -> JoinHandle<Option<Result<Transferred, WireError>>> {
+        let transfer = Transfer { name: name.into(), to };
+        let endpoint = self.endpoint.clone();
+        std::thread::spawn(move || {
+            runtime().block_on(async {
+                let (identity, options) =
+                    (identity(Role::Admin, "admin"), ClientOptions::default());
+                let client = Client::new(endpoint, Role::Router, identity, options);
+                let call = Call::within(WITHIN);
+                match client.call(method::TRANSFER_VDISK, &transfer, call).await {
+                    Ok((done, _)) => Some(Ok(done)),
+                    Err(CallError::Refused(error)) => Some(Err(error)),
+                    Err(_) => None,
+                }
+            })
+        })
     }
 
     /// Tried again while the other router isn't ready.
@@ -470,7 +498,7 @@ impl Router {
         let start = Instant::now();
         while !fits(&self.try_show(name).unwrap().details_json) {
             assert!(start.elapsed() < WITHIN, "{}", self.try_show(name).unwrap().details_json);
-            std::thread::yield_now();
+            std::thread::sleep(std::time::Duration::from_millis(5));
         }
     }
 

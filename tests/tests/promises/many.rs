@@ -1,13 +1,14 @@
-//! Many vDisks on one router: drained away, and idle.
+//! Many vDisks on one router: drained away, and lost with it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
 use holdfast_tests::cluster::{Cluster, Options, wait_until};
 use holdfast_tests::measure::Group;
-use holdfast_tests::nbd::Connection;
+use holdfast_tests::nbd::{Command, Connection, Request};
 use holdfast_tests::owner::{finish, progress};
-use holdfast_tests::workload::{Going, Load, Verifier};
+use holdfast_tests::tool::Tool;
+use holdfast_tests::workload::{Counts, Going, Load, Verifier};
 
 use crate::{Figures, configure, timed};
 
@@ -16,6 +17,7 @@ const IDLE: usize = 1000;
 const BYTES: u64 = 1 << 20;
 const LIMIT: Duration = Duration::from_secs(120);
 const IDLE_BYTES_MAX: f64 = 1_048_576.0;
+const FAIL_OVER_MAX: Duration = Duration::from_secs(30);
 /// All of these are made at this one.
 const FIRST: &str = "router-1";
 
@@ -86,13 +88,14 @@ pub fn drain() -> anyhow::Result<()> {
     Ok(())
 }
 
-pub fn idle() -> anyhow::Result<()> {
+pub fn fail_over() -> anyhow::Result<()> {
     let cluster = start()?;
     let resident = || -> anyhow::Result<f64> {
         let group = Group::of([("router".to_owned(), cluster.pid(FIRST)?)]);
         group.memory().get("router").copied().context("its memory")
     };
-    let idle_names = names("idle", IDLE);
+    let (busy_names, idle_names) = (names("busy", BUSY), names("idle", IDLE));
+    make(&cluster, &busy_names)?;
     let before = resident()?;
     let ((), took) = timed(|| make(&cluster, &idle_names))?;
     eprintln!("{IDLE} vDisks made in {took:?}");
@@ -103,6 +106,55 @@ pub fn idle() -> anyhow::Result<()> {
     all_in_sync(&cluster)?;
     let each = (resident()? - before) / IDLE as f64;
     eprintln!("memory per idle vDisk at its owner: {:.0} KiB", each / 1024.0);
+    let loads = busy(&cluster, &busy_names)?;
+    for (verifier, going) in &loads {
+        progress(verifier, going, 3)?;
+    }
+    all_in_sync(&cluster)?;
+    let began = Instant::now();
+    lose(&cluster)?;
+    let mut busy_again = Figures::default();
+    for (verifier, going) in &loads {
+        wait_until(LIMIT, "a busy vDisk to go on", || Ok(gone_on(verifier, going)))?;
+        busy_again.add(began.elapsed());
+    }
+    for connection in &mut idle {
+        let read = Request { cookie: 1, command: Command::Read, offset: 0, len: 4096, data: &[] };
+        connection.submit(&read)?;
+    }
+    let mut idle_again = Figures::default();
+    for (connection, name) in idle.iter_mut().zip(&idle_names) {
+        let answer = connection.next(LIMIT).map_err(|silence| anyhow::anyhow!("{silence:?}"))?;
+        let data = answer.result.map_err(|code| anyhow::anyhow!("{name}: error {code}"))?;
+        ensure!(data.iter().all(|byte| *byte == 0), "{name} isn't empty");
+        idle_again.add(began.elapsed());
+    }
+    let worst = busy_again.say("busy vDisks go on")?.max(idle_again.say("idle vDisks answer")?);
+    for (verifier, going) in loads {
+        finish(&verifier, going)?;
+    }
     ensure!(each < IDLE_BYTES_MAX, "{each:.0} B per idle vDisk");
+    ensure!(worst <= FAIL_OVER_MAX, "{worst:?} is longer than {FAIL_OVER_MAX:?}");
     Ok(())
+}
+
+/// Kills the router for good: one whose directory is gone isn't started again.
+fn lose(cluster: &Cluster) -> anyhow::Result<()> {
+    let pid = cluster.pid(FIRST)?.to_string();
+    std::fs::rename(cluster.dir().join(FIRST), cluster.scratch("lost"))?;
+    Tool::new("kill").args(["-9", &pid]).run().map(drop)
+}
+
+/// Whether more was written since this was asked first: what was under way at the kill comes before.
+fn gone_on(verifier: &Verifier, going: &Going) -> bool {
+    let writes = || Counts::get(&verifier.counts().writes);
+    let before = writes();
+    let patience = Instant::now() + Duration::from_millis(500);
+    while Instant::now() < patience && !going.has_ended() {
+        if before + 3 < writes() {
+            return true;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    false
 }

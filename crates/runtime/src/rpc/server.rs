@@ -1,7 +1,7 @@
 //! The serving side: accept, greet, read requests within bounds, let the service answer.
 
 use super::connection::{FrameReader, OutFrame, TooLong, greet, write_frames};
-use crate::net::{Accepted, HANDSHAKE_TIMEOUT, Listener};
+use crate::net::{Accepted, BoxWrite, HANDSHAKE_TIMEOUT, Listener};
 use crate::peer::{Identity, Peer};
 use crate::shutdown::Shutdown;
 use bytes::Bytes;
@@ -16,6 +16,8 @@ use wire::{Decode, Encode, ErrorClass, FrameKind, FrameMeta, Role, WireError};
 
 /// Payload bytes are counted in units of this.
 const PAYLOAD_UNIT: usize = 4096;
+/// How long a connection for which there is no room is told so.
+const TURNED_AWAY: Duration = Duration::from_secs(2);
 /// A client pings at least every 30 s; one that is silent for longer than this is gone.
 const SILENCE_MAX: Duration = Duration::from_secs(120);
 
@@ -23,6 +25,8 @@ const SILENCE_MAX: Duration = Duration::from_secs(120);
 #[derive(Debug, Clone)]
 pub struct ServerOptions {
     pub allowed: Vec<Role>,
+    /// Of all peers. Those of one role get three quarters of it at most: a flood of edges must not keep routers and
+    /// operators out (L8).
     pub connections_max: usize,
     /// Requests of one connection under way; further ones wait in the socket.
     pub requests_max: usize,
@@ -35,7 +39,7 @@ impl ServerOptions {
     pub fn allowing(allowed: &[Role]) -> Self {
         Self {
             allowed: allowed.to_vec(),
-            connections_max: 1024,
+            connections_max: 8192,
             requests_max: 2048,
             payload_bytes_max: 96 << 20,
         }
@@ -157,7 +161,9 @@ pub async fn serve(
     options: ServerOptions,
     shutdown: Shutdown,
 ) {
-    let options = Arc::new(options);
+    let share = (options.connections_max / 4 * 3).max(1);
+    let rooms = Role::ALL.map(|role| (role, Arc::new(Semaphore::new(share))));
+    let (options, rooms) = (Arc::new(options), Arc::new(rooms));
     let mut connections = JoinSet::new();
     loop {
         let accepted = tokio::select! {
@@ -171,6 +177,7 @@ pub async fn serve(
                     identity: Arc::clone(&identity),
                     service: Arc::clone(&service),
                     options: Arc::clone(&options),
+                    rooms: Arc::clone(&rooms),
                 };
                 connections.spawn(context.run(accepted));
             }
@@ -197,10 +204,19 @@ impl Drop for Closing {
     }
 }
 
+/// Whether a connection's requests are carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Entry {
+    Welcome,
+    TurnedAway,
+}
+
 struct Context {
     identity: Arc<Identity>,
     service: Arc<dyn Service>,
     options: Arc<ServerOptions>,
+    /// For how many more connections of each role there is room.
+    rooms: Arc<[(Role, Arc<Semaphore>); Role::ALL.len()]>,
 }
 
 impl Context {
@@ -226,20 +242,42 @@ impl Context {
                 }
             };
         let peer = Arc::new(peer);
+        let Some(room) = self.room(peer.role) else {
+            tracing::warn!(%remote, peer = %peer.name, role = %peer.role, "turned away: too many connections of this role");
+            let away = async { self.serve(reader, write, &peer, Entry::TurnedAway).await };
+            let _ = tokio::time::timeout(TURNED_AWAY, away).await;
+            return;
+        };
+        self.serve(reader, write, &peer, Entry::Welcome).await;
+        drop(room);
+        self.service.peer_gone(&peer);
+    }
+
+    fn room(&self, role: Role) -> Option<OwnedSemaphorePermit> {
+        let (_, room) = self.rooms.iter().find(|(of, _)| *of == role)?;
+        Arc::clone(room).try_acquire_owned().ok()
+    }
+
+    async fn serve(&self, reader: FrameReader, write: BoxWrite, peer: &Arc<Peer>, entry: Entry) {
         let (queue, outgoing) = mpsc::channel(self.options.requests_max + 16);
         let mut writer = JoinSet::new(); // Ends its task when this one is ended.
         writer.spawn(write_frames(write, outgoing));
         tokio::select! {
-            () = self.read(reader, &peer, queue) => {
+            () = self.read(reader, peer, queue, entry) => {
                 // The responders still hold the queue; the writer ends when the last one is gone.
                 let _ = tokio::time::timeout(SILENCE_MAX, writer.join_next()).await;
             }
             _ = writer.join_next() => {}
         }
-        self.service.peer_gone(&peer);
     }
 
-    async fn read(&self, mut reader: FrameReader, peer: &Arc<Peer>, queue: mpsc::Sender<OutFrame>) {
+    async fn read(
+        &self,
+        mut reader: FrameReader,
+        peer: &Arc<Peer>,
+        queue: mpsc::Sender<OutFrame>,
+        entry: Entry,
+    ) {
         let requests = Arc::new(Semaphore::new(self.options.requests_max));
         let _lost = Closing(Arc::clone(&requests));
         let units = self.options.payload_bytes_max.div_ceil(PAYLOAD_UNIT);
@@ -280,8 +318,17 @@ impl Context {
                 answered: false,
                 permits: Some((request_permit, payload_permit)),
             };
-            self.dispatch(frame, peer, responder);
+            match entry {
+                Entry::Welcome => self.dispatch(frame, peer, responder),
+                Entry::TurnedAway => responder.fail(self.too_many(peer.role)),
+            }
         }
+    }
+
+    fn too_many(&self, role: Role) -> WireError {
+        let most = self.options.connections_max / 4 * 3;
+        let message = format!("{most} connections of {role}s are open, the most that is allowed");
+        WireError::retry(code::BUSY, message)
     }
 
     fn dispatch(&self, frame: Frame, peer: &Arc<Peer>, responder: Responder) {

@@ -52,6 +52,40 @@ async fn start(endpoint: &str, tls: Option<&TlsSection>) -> (Endpoint, Shutdown)
     (endpoint, shutdown)
 }
 
+/// Room for so many connections in all.
+async fn start_with_room(connections_max: usize, allowed: &[Role]) -> (Endpoint, Shutdown) {
+    let me = identity(Role::Asd, "c1", None);
+    let listener = Listener::bind(&"127.0.0.1:0".parse().unwrap(), &me).await.unwrap();
+    let (endpoint, shutdown) = (listener.local_endpoint(), Shutdown::new());
+    let options = ServerOptions { connections_max, ..ServerOptions::allowing(allowed) };
+    tokio::spawn(serve(listener, me, Arc::new(Echo::default()), options, shutdown.clone()));
+    (endpoint, shutdown)
+}
+
+/// L8: when a thousand vDisks were attached at one router, nobody else reached it any more, and it was contested.
+#[tokio::test]
+async fn l8_a_flood_of_one_role_is_told_so_and_keeps_no_other_out() {
+    let (endpoint, _shutdown) = start_with_room(8, &[Role::AlbaProxy, Role::Admin]).await;
+    let of = |role| client(&endpoint, &identity(role, "c1", None));
+    let mut crowd: Vec<Client> = (0..6).map(|_| of(Role::AlbaProxy)).collect();
+    for one in &crowd {
+        echo(one, 1).await.unwrap();
+    }
+    let refused = echo(&of(Role::AlbaProxy), 1).await.unwrap_err();
+    assert_eq!(refused.code(), Some(wire::error::code::BUSY), "{refused}");
+    assert!(refused.to_string().contains("6 connections of"), "{refused}");
+    echo(&of(Role::Admin), 1).await.unwrap();
+    // Who leaves makes room.
+    drop(crowd.pop());
+    let next = of(Role::AlbaProxy);
+    let welcome = async {
+        while echo(&next, 1).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(WITHIN, welcome).await.expect("room after one left");
+}
+
 async fn echo(client: &Client, number: u64) -> Result<(u64, Bytes), CallError> {
     client.call(ECHO, &number, Call::with_payload(Bytes::from(vec![7; 5000]), WITHIN)).await
 }

@@ -23,7 +23,7 @@ use crate::disk::MemDisk;
 use crate::support::{Driven, VDISK, at, entry, run};
 
 const STEPS: u64 = 1500;
-const SEEDS: u64 = 600;
+const SEEDS: u64 = 1000;
 const TARGETS: [RouterId; 3] = [RouterId(1), RouterId(2), RouterId(3)];
 
 enum Mail {

@@ -13,6 +13,7 @@ use wire::arakoon::{
     method,
 };
 
+use super::gate::Gate;
 use super::reply;
 
 #[derive(Default)]
@@ -41,7 +42,7 @@ struct Late {
 
 type Interference = Box<dyn FnOnce(&mut Store) + Send>;
 
-pub struct Server(pub Arc<FakeArakoon>);
+pub struct Server(pub Arc<FakeArakoon>, pub Arc<Gate>);
 
 impl FakeArakoon {
     pub fn set(&self, key: Bytes, value: Bytes) {
@@ -178,6 +179,12 @@ impl Store {
 
 impl Service for Server {
     fn call(&self, request: Request, responder: Responder) {
+        self.1.pass(|| self.answer(&request, responder));
+    }
+}
+
+impl Server {
+    fn answer(&self, request: &Request, responder: Responder) {
         let mut store = self.0.store.lock().unwrap();
         match request.method {
             method::TRANSACT => {

@@ -7,7 +7,7 @@ use runtime::rpc::{Call, CallError, Client, ClientOptions};
 use wire::router::{
     Applied, Attach, AttachMode, Attached, BlockStatus, Contest, Detach, Durability, ExtentKind,
     Extents, Flush, Flushed, IO_MAX, Read, ReadDone, ReplayComplete, SyncDone, Unmap, UnmapKind,
-    VdiskName, Write, method,
+    VdiskName, Write, code, method,
 };
 use wire::{Decode, Encode, ErrorClass, Role, WireError};
 
@@ -110,7 +110,7 @@ impl Disk {
             match self.call(method::ATTACH, &attach, Bytes::new()) {
                 Ok((attached, _)) => break attached,
                 Err(error) if error.class == ErrorClass::Retry && start.elapsed() < WITHIN => {
-                    std::thread::yield_now();
+                    std::thread::sleep(std::time::Duration::from_millis(5));
                 }
                 Err(error) => return Err(error),
             }
@@ -281,6 +281,19 @@ impl Disk {
         Ok(payload.to_vec())
     }
 
+    /// Asks again while the owner can't be sure that it is one.
+    fn read_patiently(&self, offset: u64, len: u32) -> Vec<u8> {
+        let start = std::time::Instant::now();
+        loop {
+            match self.try_read(offset, len) {
+                Err(error) if error.code == code::RECOVERING && start.elapsed() < WITHIN => {
+                    std::thread::sleep(std::time::Duration::from_millis(5));
+                }
+                read => return read.unwrap(),
+            }
+        }
+    }
+
     pub fn try_status(&self, offset: u64, len: u64) -> Result<Vec<(u64, ExtentKind)>, WireError> {
         let (vdisk, generation) = (self.vdisk, self.generation);
         let ask = BlockStatus { vdisk, generation, offset, len, extents_max: 64 };
@@ -309,7 +322,7 @@ impl Disk {
         let mut len = 700_001_usize;
         while at < self.model.len() {
             let end = (at + len).min(self.model.len());
-            let read = self.try_read(at as u64, u32::try_from(end - at).unwrap()).unwrap();
+            let read = self.read_patiently(at as u64, u32::try_from(end - at).unwrap());
             if read != self.model[at..end] {
                 let bad = read.iter().zip(&self.model[at..end]).position(|(a, b)| a != b).unwrap();
                 panic!("byte {} is {}, must be {}", at + bad, read[bad], self.model[at + bad]);

@@ -14,6 +14,7 @@ use wire::proxy::{
     PutDone, PutObject, RaiseEpoch, ReadDone, ReadHead, ReadObject, code, method,
 };
 
+use super::gate::Gate;
 use super::reply;
 
 struct Object {
@@ -43,7 +44,7 @@ pub struct FakeProxy {
     unreadable: AtomicBool,
 }
 
-pub struct Server(pub Arc<FakeProxy>);
+pub struct Server(pub Arc<FakeProxy>, pub Arc<Gate>);
 
 impl FakeProxy {
     pub fn set_out(&self, out: bool) {
@@ -260,7 +261,7 @@ impl Service for Server {
         }
         let delay = self.0.delay_ms.load(Ordering::SeqCst);
         if delay == 0 {
-            return self.0.answer(&request, responder);
+            return self.1.pass(|| self.0.answer(&request, responder));
         }
         let proxy = Arc::clone(&self.0);
         tokio::spawn(async move {
