@@ -233,7 +233,10 @@ impl Exports {
     /// For status: one JSON object per attached vDisk. Names and addresses need no escaping by their own rules.
     pub fn to_json(&self) -> String {
         let mut out = String::from("[");
-        for (at, (name, slot)) in self.slots().iter().enumerate() {
+        let slots = self.slots();
+        // One whose task has ended stays in its slot until somebody asks for a vDisk again.
+        let live = slots.iter().filter(|(_, slot)| !slot.task.is_finished());
+        for (at, (name, slot)) in live.enumerate() {
             let figures = slot.vdisk.figures();
             let comma = if at == 0 { "" } else { "," };
             let router = figures.router.replace(['"', '\\'], "?");

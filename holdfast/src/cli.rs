@@ -42,8 +42,9 @@ Routers and proxies keep their newest 1,024 events each, in memory: one that was
 remembers only its own life. Times are those of the process's host.
 
   serving claimed taken-over handed-over not-handed-over     who owns a vDisk
-  contested fenced not-opened gap loss-accepted              why it moved, or isn't served
-  dtl dtl-mode backend-out backend-back                      where what is written is safe
+  contested fenced rebalance not-opened gap loss-accepted    why it moved, or isn't served
+  attachment-ended                                           an operator ended one
+  dtl backend-out backend-back                               where what is written is safe
   session session-lost standing log-full log-failed          a router
   osd osd-ok object-lost object-found                        disks, as a proxy sees them
 

@@ -62,7 +62,15 @@ pub async fn run(command: EdgeCommand, cluster: &Cluster) -> Result<(), Failure>
     let (mut before, mut at) = (look(&admin, cluster, &members).await?, Instant::now());
     loop {
         tokio::time::sleep(WATCH).await;
-        let (now, between) = (look(&admin, cluster, &members).await?, at.elapsed());
+        let now = match look(&admin, cluster, &members).await {
+            Ok(now) => now,
+            Err(error) => {
+                // It may be back in a second.
+                eprintln!("{error}");
+                continue;
+            }
+        };
+        let between = at.elapsed();
         at = Instant::now();
         let rates = rates(&before, &now, between);
         let shown = if format.json {
@@ -229,10 +237,10 @@ fn rates(before: &[Value], now: &[Value], between: Duration) -> Vec<Value> {
         let mut out = json!({
             "edge": row["edge"], "name": row["name"], "router": row["router"], "in_flight": row["in_flight"],
             "waiting_ms": row["waiting_ms"], "unflushed_bytes": row["unflushed_bytes"],
-            "errors": number(row, "errors") - number(old, "errors"),
+            "errors": number(row, "errors").saturating_sub(number(old, "errors")),
         });
         for kind in KINDS {
-            let more = |key: &str| number(&row[kind], key) - number(&old[kind], key);
+            let more = |key: &str| number(&row[kind], key).saturating_sub(number(&old[kind], key));
             let count = more("count");
             out[kind] = json!({
                 "per_second": per_second(count),

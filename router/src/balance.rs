@@ -6,17 +6,43 @@
 //!
 //! Invariant: vDisks leave by hand-over only (L1, L3), one after the other, and only to routers that are in service.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::RouterId;
+use model::{RouterId, VdiskId};
+use router_core::contest;
 use router_core::rebalance::{self, Home, Limits, Move, Placed};
+use runtime::clock::boot_now;
 use runtime::random::jitter;
 use wire::common::Severity;
-use wire::facts::{RouterState, key};
+use wire::facts::{RouterRecord, RouterState, key};
 
 use crate::facts::FactsError;
 use crate::router::Router;
+
+/// Rounds for which a vDisk isn't tried that couldn't be moved, so that it doesn't hold up the others (L8).
+const SPARED: u32 = 8;
+/// The same for who couldn't take it: that may have been the vDisk's fault.
+const BARRED: u32 = 2;
+
+/// What didn't come about lately, and for how many more rounds it isn't tried.
+#[derive(Debug, Default)]
+struct Failed {
+    vdisks: BTreeMap<VdiskId, u32>,
+    routers: BTreeMap<RouterId, u32>,
+}
+
+impl Failed {
+    fn round(&mut self) {
+        let left = |rounds: &mut u32| {
+            *rounds -= 1;
+            0 < *rounds
+        };
+        self.vdisks.retain(|_, rounds| left(rounds));
+        self.routers.retain(|_, rounds| left(rounds));
+    }
+}
 
 /// What the configuration says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,13 +56,14 @@ impl Router {
     /// Rounds until the router stops.
     pub(crate) async fn balance_loop(self: Arc<Self>) {
         let Some(Balancing { every, limits }) = self.config.balancing else { return };
-        let mut former = Vec::new();
+        let (mut former, mut failed) = (Vec::new(), Failed::default());
         loop {
             tokio::select! {
                 () = self.stop.wait() => return,
                 () = tokio::time::sleep(jitter(every)) => {}
             }
-            let plan = match self.balance_plan(limits).await {
+            failed.round();
+            let plan = match self.balance_plan(limits, &failed).await {
                 Ok(plan) => plan,
                 Err(error) => {
                     tracing::debug!(%error, "no plan for balance");
@@ -45,27 +72,46 @@ impl Router {
                 }
             };
             for step in plan.iter().filter(|step| former.contains(*step)) {
-                self.balance_one(*step).await;
+                self.balance_one(*step, &mut failed).await;
             }
             former = plan;
         }
     }
 
-    async fn balance_one(self: &Arc<Self>, step: Move) {
+    async fn balance_one(self: &Arc<Self>, step: Move, failed: &mut Failed) {
         let Move { vdisk, from, to, why } = step;
-        if from != self.id || self.state().serving(vdisk).is_err() {
+        if from != self.id {
+            return;
+        }
+        if !self.moves_without_harm(vdisk) {
+            failed.vdisks.insert(vdisk, SPARED);
             return;
         }
         let to_name = self.ties.name_of(to);
-        tracing::info!(%vdisk, to = to_name, why = why.name(), "moving it for balance");
         let text = format!("to {to_name}: {}", why.name());
-        self.events.of(Severity::Info, "rebalance", vdisk, &text);
-        // What goes wrong is told there; the next rounds see what became of it.
-        let _told = self.transfer(vdisk, to).await;
+        tracing::info!(%vdisk, to = to_name, why = why.name(), "moving it for balance");
+        match self.transfer(vdisk, to).await {
+            Ok(_) => self.events.of(Severity::Info, "rebalance", vdisk, &text),
+            Err(error) => {
+                tracing::warn!(%vdisk, to = to_name, %error, "it can't be moved for balance now");
+                let text = format!("{text}: not now: {error}");
+                self.events.of(Severity::Warn, "rebalance", vdisk, &text);
+                failed.vdisks.insert(vdisk, SPARED);
+                failed.routers.insert(to, BARRED);
+            }
+        }
     }
 
-    /// The same at every router that reads the same.
-    async fn balance_plan(&self, limits: Limits) -> Result<Vec<Move>, FactsError> {
+    /// Served here, and its clients needn't wait in vain: what is pending goes to the backend.
+    fn moves_without_harm(&self, vdisk: VdiskId) -> bool {
+        let mut state = self.state();
+        state.serving(vdisk).is_ok_and(|serving| {
+            serving.degraded.is_none() && !contest::is_spared(boot_now(), serving.frozen_in_vain)
+        })
+    }
+
+    /// The same at every router that reads the same, but for what failed here.
+    async fn balance_plan(&self, limits: Limits, failed: &Failed) -> Result<Vec<Move>, FactsError> {
         let sessions = self.facts.sessions().await?;
         let routers = self.facts.routers().await?;
         let mut targets = self.facts.dtl_targets().await?;
@@ -77,7 +123,10 @@ impl Router {
         let homes: Vec<Home> = routers
             .into_iter()
             .filter(|router| router.state == RouterState::Online && lives(router.router))
-            .map(|router| Home { router: router.router, domain: router.domain, room: None })
+            .map(|RouterRecord { router, domain, .. }| {
+                let room = failed.routers.contains_key(&router).then_some(0);
+                Home { router, domain, room }
+            })
             .collect();
         let placed = vdisks.into_iter().map(|read| read.value).filter(|vdisk| !vdisk.deleting);
         let placed: Vec<Placed> = placed
@@ -87,6 +136,7 @@ impl Router {
                 weight: 1,
                 targets: targets.remove(&vdisk.vdisk).unwrap_or_default(),
                 edge: None,
+                stays: failed.vdisks.contains_key(&vdisk.vdisk),
             })
             .collect();
         Ok(rebalance::plan(&homes, &placed, limits))

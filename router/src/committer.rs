@@ -12,6 +12,7 @@ use std::time::Duration;
 use model::{Epoch, ObjectId, VdiskId};
 use router_core::sco::{self, Built};
 use router_core::volume::{Committed, Unit};
+use runtime::clock::boot_now;
 use runtime::random::jitter;
 use tokio::task::JoinSet;
 use wire::common::Severity;
@@ -110,13 +111,16 @@ impl Router {
                 .backend
                 .call_once::<_, PutDone>(method::PUT_OBJECT, &put, payload.clone())
                 .await;
-            let away = matches!(&answer, Err(BackendError::Unavailable { said: None, .. }));
+            let full = matches!(
+                &answer,
+                Err(BackendError::Unavailable { said: Some(proxy_code::NO_POLICY), .. })
+            );
             let reason = match answer {
                 Ok((done, _)) => {
                     tracing::debug!(%object, bytes = payload.len(), holes = done.holes, policy = done.policy, "stored");
                     let mut state = self.state();
                     if let Ok(serving) = state.serving(vdisk) {
-                        serving.backend_away = false;
+                        serving.full_since = None;
                         if serving.degraded.take().is_some() {
                             let text = "it takes objects again";
                             self.events.of(Severity::Info, "backend-back", vdisk, text);
@@ -142,7 +146,11 @@ impl Router {
                     self.events.of(Severity::Warn, "backend-out", vdisk, &text);
                 }
                 serving.degraded = Some(reason);
-                serving.backend_away = away;
+                if full {
+                    serving.full_since.get_or_insert_with(boot_now);
+                } else {
+                    (serving.full_since, serving.moved) = (None, None);
+                }
             }
             tokio::time::sleep(jitter(pause)).await;
             pause = (pause * 2).min(PAUSE_MAX);
@@ -178,6 +186,7 @@ impl Router {
                 state.drop_through(vdisk, committed.last_lsn);
                 if let Ok(serving) = state.serving(vdisk) {
                     serving.objects += 1;
+                    serving.moved = Some(boot_now());
                 }
             }
             self.space_freed();

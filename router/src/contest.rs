@@ -151,11 +151,14 @@ impl Router {
             return Err(refuted("the epoch isn't the one that was contested"));
         }
         let session = generation.and_then(|generation| serving.sessions.get(&generation));
-        let waits = generation.is_some_and(|generation| serving.waits_for_room(generation));
+        let waits = generation.is_some_and(|generation| serving.waits_for_room(generation))
+            && session.is_some_and(crate::state::Session::is_connected)
+            && 0 < serving.core.pending_bytes();
         let service = Service {
             attached: session.map(|session| session.attached),
             waits_for_room: waits && !disk_full,
-            backend_away: serving.backend_away,
+            moved: serving.moved,
+            full_since: serving.full_since,
             disk_owes,
         };
         if contest::is_refuted(boot_now(), &service) {

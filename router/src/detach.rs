@@ -57,12 +57,18 @@ impl Router {
     ) -> Result<EndedAttachment, WireError> {
         let vdisk = self.owned_by_name(&ask.name).await?;
         let _ = tokio::time::timeout(OPENING_PATIENCE, self.wait_served(vdisk)).await;
+        let mut meant = None;
         for _ in 0..TRIES {
             let owner = self.state().serving(vdisk)?.record.clone();
             let (old, bytes) =
                 self.facts.attachments(vdisk).await.map_err(|error| error.to_wire())?;
             let AttachmentRecord { edge, edge_name, generation, mode } =
                 choose(&ask.edge, &old)?.clone();
+            // Never that of an edge which has come back meanwhile.
+            if *meant.get_or_insert(generation) != generation {
+                let message = format!("edge {edge_name} has just attached anew: look again");
+                return Err(WireError::refuse(code::INVALID, message));
+            }
             let (connected, owes_replay) = {
                 let mut state = self.state();
                 let serving = state.serving(vdisk)?;

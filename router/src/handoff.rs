@@ -92,7 +92,9 @@ impl Router {
             stood.map_err(|error| error.to_wire())
         };
         if let Err(error) = stood.await {
-            self.state().draining = before;
+            // When it isn't known whether arakoon has it, the stricter of the two holds.
+            let refused = error.class == ErrorClass::Refuse;
+            self.state().draining = before || (draining && !refused);
             return Err(error);
         }
         tracing::info!(?state, by, "standing changed by an operator");
@@ -109,7 +111,9 @@ impl Router {
 
     async fn owns_nothing(&self) -> Result<(), WireError> {
         let vdisks = self.facts.vdisks().await.map_err(|error| error.to_wire())?;
-        let owned = vdisks.iter().map(|read| &read.value).filter(|vdisk| vdisk.owner == self.id);
+        // A deletion goes on wherever the router stands.
+        let mine = |vdisk: &&VdiskRecord| vdisk.owner == self.id && !vdisk.deleting;
+        let owned = vdisks.iter().map(|read| &read.value).filter(mine);
         let names: Vec<&str> = owned.map(|vdisk| vdisk.name.as_str()).collect();
         if let Some(first) = names.first() {
             let message =
@@ -142,7 +146,10 @@ impl Router {
         };
         match self.follow_map(vdisk).await {
             Ok(_) => Ok(()),
-            Err(OpenError::Map(error)) => Err(aborted(error)),
+            // It couldn't serve: nobody else may take a vDisk from a router that lives and has it.
+            Err(error @ (OpenError::Map(_) | OpenError::Backend(_) | OpenError::Facts(_))) => {
+                Err(aborted(error))
+            }
             // It is sorted out when the vDisk is opened.
             Err(error) => {
                 tracing::info!(%vdisk, %error, "the page map can't be followed beforehand");
@@ -225,15 +232,15 @@ impl Router {
             return Ok(Transferred { owner: to, epoch, pause_ms: 0 });
         }
         let target = self.facts.router(to).await.map_err(|error| error.to_wire())?;
-        let target = target
-            .map(|read| read.value)
+        let read = target
             .ok_or_else(|| WireError::refuse(code::INVALID, format!("there is no router {to}")))?;
+        let target = &read.value;
         if target.state != RouterState::Online {
             let message =
                 format!("router {} is {:?}: it takes no vDisks", target.name, target.state);
             return Err(WireError::refuse(code::INVALID, message));
         }
-        self.ask_next(&target, method::PREPARE_ADOPTION, vdisk, PREPARE_PATIENCE).await?;
+        self.ask_next(target, method::PREPARE_ADOPTION, vdisk, PREPARE_PATIENCE).await?;
         self.send_most(vdisk).await?;
         {
             let mut state = self.state();
@@ -243,7 +250,7 @@ impl Router {
             }
         }
         let start = boot_now();
-        let new = match self.hand_over(vdisk, to, frozen_max).await {
+        let new = match self.hand_over(vdisk, &read, frozen_max).await {
             Ok(new) => new,
             Err(Halt::Before(error)) => {
                 if let Ok(serving) = self.state().serving(vdisk) {
@@ -269,7 +276,7 @@ impl Router {
             .with_detail(location.unwrap_or_default());
         self.state().stop_serving(vdisk, Slot::Elsewhere(reason), &error, Records::Release);
         // It looks for what is its own by itself every few seconds.
-        if let Err(error) = self.ask_next(&target, method::ADOPT, vdisk, ADOPT_PATIENCE).await {
+        if let Err(error) = self.ask_next(target, method::ADOPT, vdisk, ADOPT_PATIENCE).await {
             tracing::warn!(%vdisk, to = %target.name, %error, "the next owner doesn't answer; it will find its vDisk");
         }
         let pause = boot_now().since(start);
@@ -330,7 +337,7 @@ impl Router {
     async fn hand_over(
         &self,
         vdisk: VdiskId,
-        to: RouterId,
+        target: &Read<RouterRecord>,
         frozen_max: Duration,
     ) -> Result<VdiskRecord, Halt> {
         let start = boot_now();
@@ -357,12 +364,17 @@ impl Router {
         let head = self.state().serving(vdisk)?.core.committed_lsn();
         let dtl = self.facts.dtl(vdisk).await.map_err(|error| error.to_wire())?;
         let next = epoch.next();
+        let to = target.value.router;
         let new = VdiskRecord { owner: to, epoch: next, log_id: 0, ..read.value.clone() };
         let dtl = dtl.as_ref().map(|dtl| (dtl, dtl.value.drained(next, head)));
         let change = Change { vdisk: (&read, new.clone()), dtl };
-        match self.facts.change(change, Transaction::new()).await {
+        // Who took vDisks when it was asked may have been drained or taken out of service since.
+        let takes = Transaction::new().assert_value(key::router(to), target.bytes.clone());
+        match self.facts.change(change, takes).await {
             Ok(_) => Ok(new),
-            Err(error) if error.is_conflict() => Err(aborted("its record changed").into()),
+            Err(error) if error.is_conflict() => {
+                Err(aborted("its record, or that of the next owner, changed").into())
+            }
             Err(error) => Err(Halt::Unknown(error)),
         }
     }

@@ -28,6 +28,7 @@ use router_core::range_lock::{RangeLock, Ticket};
 use router_core::recover::Gap;
 use router_core::tlog::Tlog;
 use router_core::volume::{Change, Volume};
+use runtime::clock::boot_now;
 use runtime::peer::Peer;
 use runtime::rpc::Responder;
 use tokio::sync::{Notify, watch};
@@ -164,8 +165,10 @@ pub struct Serving {
     pub tlogs: BTreeMap<ObjectId, Arc<Tlog>>,
     /// Why the backend doesn't take what is pending, if it doesn't.
     pub degraded: Option<String>,
-    /// None of this router's proxies answered the last put.
-    pub backend_away: bool,
+    /// When what is pending got less last; `None` while its objects can't be put for another reason than a full backend.
+    pub moved: Option<Now>,
+    /// Since when proxies say that the backend is full.
+    pub full_since: Option<Now>,
     /// A page failed its checksum: the committer rebuilds the map.
     pub map_damaged: bool,
     /// It goes to another router: nothing new is taken.
@@ -208,7 +211,8 @@ impl Serving {
             committed,
             tlogs: BTreeMap::new(),
             degraded: None,
-            backend_away: false,
+            moved: Some(boot_now()),
+            full_since: None,
             map_damaged: false,
             handing_over: false,
             frozen_in_vain: None,

@@ -15,7 +15,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use model::{DomainPath, RouterId, VdiskId};
 use router_core::rebalance::{Home, Limits, Move, Placed, plan};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use wire::facts::{AttachmentsRecord, DtlRecord, Record, RouterRecord, key};
 use wire::router::{VdiskInfo, VdiskName, method};
@@ -71,6 +71,8 @@ fn edge(text: &str) -> Result<(String, String), String> {
 struct Seen {
     weights: BTreeMap<VdiskId, u64>,
     edges: BTreeMap<VdiskId, String>,
+    /// Couldn't be handed over.
+    failed: BTreeSet<VdiskId>,
 }
 
 impl Desk<'_> {
@@ -80,7 +82,8 @@ impl Desk<'_> {
             By::Number => BTreeMap::new(),
             By::Writes => self.writes(&known).await?,
         };
-        let seen = Seen { weights, edges: self.edges(&args.edges).await? };
+        let edges = self.edges(&args.edges).await?;
+        let mut seen = Seen { weights, edges, failed: BTreeSet::new() };
         let moves_max = model::usize_of(args.max_moves.into());
         let moves = self.moves(&known, &seen, Limits { moves_max, slack: args.slack }).await?;
         if args.plan {
@@ -96,9 +99,14 @@ impl Desk<'_> {
             let Some(step) = self.moves(&known, &seen, limits).await?.pop() else { break };
             let (vdisk, from, to) = names(&known, &step);
             bar.set_message(format!("{vdisk} from {from} to {to}"));
-            let moved = self.transfer(&vdisk, step.to, args.timeout).await.map_err(|error| {
-                Failure::failed(format!("{error}; {} handed over before that", done.len()))
-            })?;
+            let moved = match self.transfer(&vdisk, step.to, args.timeout).await {
+                Ok(moved) => moved,
+                Err(error) => {
+                    bar.suspend(|| eprintln!("{vdisk}: not handed over to {to}: {error}"));
+                    seen.failed.insert(step.vdisk);
+                    continue;
+                }
+            };
             if !args.format.json && bar.is_hidden() {
                 print(&format!("{vdisk}: {from} to {to}, {}\n", step.why.name()));
             }
@@ -107,18 +115,20 @@ impl Desk<'_> {
             known = self.known().await?;
         }
         bar.finish_and_clear();
+        let moved = done.len();
         if args.format.json {
-            return print_json(&json!({"moved": done}));
-        }
-        if done.is_empty() {
+            print_json(&json!({"moved": done}))?;
+        } else if 0 < moved {
+            print(&format!("{moved} handed over; `holdfast router list` shows what is where\n"));
+        } else if seen.failed.is_empty() {
             print(NOTHING);
-        } else {
-            print(&format!(
-                "{} handed over; `holdfast router list` shows what is where\n",
-                done.len()
-            ));
         }
-        Ok(())
+        match seen.failed.len() {
+            0 => Ok(()),
+            count => Err(Failure::failed(format!(
+                "{count} not handed over, for the reasons above; {moved} were"
+            ))),
+        }
     }
 
     async fn moves(
@@ -138,6 +148,7 @@ impl Desk<'_> {
             weight: seen.weights.get(&vdisk.vdisk).copied().unwrap_or(1),
             targets: targets.remove(&vdisk.vdisk).unwrap_or_default(),
             edge: seen.edges.get(&vdisk.vdisk).cloned(),
+            stays: seen.failed.contains(&vdisk.vdisk),
         });
         Ok(plan(&homes, &placed.collect::<Vec<_>>(), limits))
     }

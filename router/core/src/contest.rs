@@ -20,6 +20,10 @@ pub const HOLD_MAX: Duration = Duration::from_secs(320);
 const FORGOTTEN_AFTER: u32 = 4;
 /// An edge that attached so recently has service: what it complained about before is over.
 pub const FRESH: Duration = Duration::from_secs(2);
+/// A backend that takes what is pending shows it within this.
+pub const MOVES: Duration = Duration::from_secs(15);
+/// So long a backend that is full is a reason to stay: it may be full for this router only.
+pub const FULL: Duration = Duration::from_secs(60);
 /// So long an owner that froze a vDisk for a hand-over in vain serves on before a contest freezes it again.
 pub const SPARED: Duration = Duration::from_secs(30);
 /// vDisks whose owners' times are kept; more begin to count anew.
@@ -62,8 +66,10 @@ pub struct Service {
     pub attached: Option<Now>,
     /// Changes of that edge are here, and wait for room in log or memory until the backend takes what is pending.
     pub waits_for_room: bool,
-    /// No proxy answers this router.
-    pub backend_away: bool,
+    /// When what is pending got less last, unless proxies can't be used since.
+    pub moved: Option<Now>,
+    /// Since when proxies say that the backend itself takes nothing.
+    pub full_since: Option<Now>,
     /// Since when the log's disk owes an answer, if it does.
     pub disk_owes: Option<Now>,
 }
@@ -71,14 +77,17 @@ pub struct Service {
 /// Whether the owner refutes the contest.
 ///
 /// Where all that is missing is room, the edge waits for the backend, and would at every router: a claimant would only
-/// recover the same changes into its own log, and be contested in turn. A disk that hangs, or proxies that this router
-/// alone can't reach, are no such case.
+/// recover the same changes into its own log, and be contested in turn. That is believed while what is pending gets
+/// less, or for a while if proxies say that the backend is full. A disk that hangs, a page map that can't follow, or a
+/// backend that this router alone can't use, are no such case.
 #[must_use]
 pub fn is_refuted(now: Now, service: &Service) -> bool {
-    let Service { attached, waits_for_room, backend_away, disk_owes } = *service;
-    let fresh = attached.is_some_and(|attached| now.since(attached) < FRESH);
+    let Service { attached, waits_for_room, moved, full_since, disk_owes } = *service;
+    let within = |since: Option<Now>, limit| since.is_some_and(|since| now.since(since) < limit);
+    let fresh = within(attached, FRESH);
     let disk_works = disk_owes.is_none_or(|since| now.since(since) < FRESH);
-    fresh || (waits_for_room && disk_works && !backend_away)
+    let gets_less = within(moved, MOVES) || within(full_since, FULL);
+    fresh || (waits_for_room && disk_works && gets_less)
 }
 
 /// Whether a router has the room to recover a contested vDisk.
@@ -142,9 +151,15 @@ mod tests {
     #[test]
     fn p19_an_owner_that_lacks_nothing_but_room_refutes() {
         let now = Now(Duration::from_secs(100));
-        let full = Service { waits_for_room: true, ..Service::default() };
+        let full_since = Some(Now(Duration::from_secs(41)));
+        let full = Service { waits_for_room: true, full_since, ..Service::default() };
         assert!(is_refuted(now, &full));
-        assert!(!is_refuted(now, &Service { backend_away: true, ..full }));
+        let later = Now(Duration::from_secs(101));
+        assert!(!is_refuted(later, &full), "it may be so here only");
+        let stuck = Service { full_since: None, ..full };
+        assert!(!is_refuted(now, &stuck), "nothing moves, and nobody says why");
+        let moved = |at| Service { moved: Some(Now(Duration::from_secs(at))), ..stuck };
+        assert!(is_refuted(now, &moved(86)) && !is_refuted(now, &moved(85)));
         let owing = |since| Service { disk_owes: Some(Now(Duration::from_secs(since))), ..full };
         assert!(is_refuted(now, &owing(99)), "a sync takes its time");
         assert!(!is_refuted(now, &owing(98)), "a disk that hangs");

@@ -36,6 +36,8 @@ pub struct Placed {
     pub targets: Vec<RouterId>,
     /// The domain of the edge that is attached to it, if known.
     pub edge: Option<String>,
+    /// It counts, and isn't moved: it isn't served, or its last hand-over didn't come about.
+    pub stays: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,9 +102,10 @@ pub fn plan(homes: &[Home], placed: &[Placed], limits: Limits) -> Vec<Move> {
     let mut moved = BTreeSet::new();
     let mut moves = Vec::new();
     while moves.len() < limits.moves_max {
-        let stays =
-            |vdisk: &&Placed| sides.contains_key(&vdisk.owner) && !moved.contains(&vdisk.vdisk);
-        let pairs = placed.iter().filter(stays).flat_map(|vdisk| {
+        let may_go = |vdisk: &&Placed| {
+            sides.contains_key(&vdisk.owner) && !vdisk.stays && !moved.contains(&vdisk.vdisk)
+        };
+        let pairs = placed.iter().filter(may_go).flat_map(|vdisk| {
             let from = &sides[&vdisk.owner];
             let to = sides.values().filter(|to| to.home.router != vdisk.owner);
             to.filter_map(move |to| {

@@ -3,7 +3,7 @@
 use wire::common::{EventList, EventsAsk, method};
 
 use crate::support::{Disk, Router, WITHIN, World};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use wire::router::Durability;
 
 const BALANCED: &str = "log_segments = 6\nlog_segment_size = \"8MiB\"\nrebalance_every_ms = 100\nrebalance_slack = 0\nrebalance_moves = 2";
@@ -33,7 +33,7 @@ fn vdisks_spread_over_routers_that_come_and_then_stay() {
     let start = Instant::now();
     while owned("router-2") != 2 {
         assert!(start.elapsed() < WITHIN, "router-2 owns {}", owned("router-2"));
-        std::thread::yield_now();
+        std::thread::sleep(Duration::from_millis(5));
     }
     // One more, so that a round passes; three and three is even.
     other.create("six", 8 << 20);
@@ -45,10 +45,16 @@ fn vdisks_spread_over_routers_that_come_and_then_stay() {
     };
     while of_third() != 2 {
         assert!(start.elapsed() < WITHIN, "router-3 owns {}", of_third());
-        std::thread::yield_now();
+        std::thread::sleep(Duration::from_millis(5));
     }
-    let made = moves(&first) + moves(&other);
-    assert_eq!(made, 4, "two to each that came, and none back");
+    let made = || moves(&first) + moves(&other);
+    while made() < 4 {
+        assert!(start.elapsed() < WITHIN, "{} moves", made());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // Many rounds in which nothing has to be moved any more.
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!(made(), 4, "two to each that came, and none back");
     let owner = world.vdisk("one").owner;
     let routers = [&first, &other, &third];
     let names = ["router-1", "router-2", "router-3"];

@@ -13,7 +13,8 @@ fn home(router: u128, domain: &str) -> Home {
 
 fn placed(vdisk: u128, owner: u128, targets: &[u128]) -> Placed {
     let targets = targets.iter().map(|id| RouterId(*id)).collect();
-    Placed { vdisk: VdiskId(vdisk), owner: RouterId(owner), weight: 1, targets, edge: None }
+    let (vdisk, owner) = (VdiskId(vdisk), RouterId(owner));
+    Placed { vdisk, owner, weight: 1, targets, edge: None, stays: false }
 }
 
 fn to(moves: &[Move]) -> Vec<(u128, u128)> {
@@ -50,6 +51,16 @@ fn a_vdisk_follows_its_edge_and_balance_does_not_take_it_away() {
     assert_eq!((to(&moves), moves[0].why), (vec![(1, 2)], Why::Edge));
     let settled = vdisks.map(|vdisk| Placed { owner: RouterId(2), ..vdisk });
     assert_eq!(plan(&homes, &settled, ALL), [], "one carries nothing, and none comes nearer");
+}
+
+#[test]
+fn what_cant_be_moved_counts_and_holds_up_no_other() {
+    let homes = [home(1, ""), home(2, "")];
+    let mut vdisks: Vec<Placed> = (0..4).map(|id| placed(id, 1, &[])).collect();
+    vdisks[0].stays = true;
+    let one = Limits { moves_max: 1, ..ALL };
+    assert_eq!(to(&plan(&homes, &vdisks, one)), [(1, 2)]);
+    assert_eq!(plan(&homes, &vdisks, ALL).len(), 2, "it is carried all the same");
 }
 
 #[test]

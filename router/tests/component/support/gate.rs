@@ -5,9 +5,12 @@
 
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::WITHIN;
+
+/// Between two looks.
+const TICK: Duration = Duration::from_millis(5);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Moment {
@@ -72,16 +75,24 @@ fn held(reached: &SyncSender<SyncSender<()>>) {
 }
 
 impl Watch {
-    /// Runs `worst` while the message is held; false when it didn't come within this time.
-    pub fn within(&self, time: Duration, worst: impl FnOnce()) -> bool {
-        match self.0.recv_timeout(time) {
-            Ok(release) => {
-                worst();
-                let _ = release.send(());
-                true
+    /// Runs `worst` while the message is held; false when `done` and the message still didn't come `patience` later.
+    pub fn until(&self, done: impl Fn() -> bool, patience: Duration, worst: impl FnOnce()) -> bool {
+        let mut ended: Option<Instant> = None;
+        loop {
+            match self.0.recv_timeout(TICK) {
+                Ok(release) => {
+                    worst();
+                    let _ = release.send(());
+                    return true;
+                }
+                Err(RecvTimeoutError::Disconnected) => return false,
+                Err(RecvTimeoutError::Timeout) if done() => {
+                    if patience < ended.get_or_insert_with(Instant::now).elapsed() {
+                        return false;
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => {}
             }
-            Err(RecvTimeoutError::Timeout) => false,
-            Err(RecvTimeoutError::Disconnected) => false,
         }
     }
 }
