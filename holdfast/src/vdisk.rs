@@ -1,10 +1,11 @@
-//! `holdfast vdisk …`: makes, shows, syncs, resizes and deletes vDisks, at whichever router owns them.
+//! `holdfast vdisk …`: makes, shows, syncs, resizes, sets up and deletes vDisks, at whichever router owns them.
 //!
 //! Any router is asked first; one that isn't the owner says who is, and that one is asked next. A router that is
 //! recovering is asked again until the deadline, so a command right after a restart just takes a moment longer.
 
 mod detach;
 pub(crate) mod recover;
+mod set;
 mod show;
 
 use crate::client::{Admin, arakoon_failure, call};
@@ -26,7 +27,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 use wire::facts::{Record, RouterRecord, RouterState, VdiskRecord, key};
 use wire::router::{
-    CreateVdisk, EndAttachment, Location, ResizeVdisk, SyncDone, VdiskInfo, VdiskName, code, method,
+    CreateVdisk, EndAttachment, Location, ResizeVdisk, SetVdisk, SyncDone, VdiskInfo, VdiskName,
+    code, method,
 };
 use wire::{Decode, Encode, ErrorClass};
 
@@ -85,6 +87,22 @@ pub enum VdiskCommand {
         /// Also shrink, losing what lies behind the new end
         #[arg(long)]
         force: bool,
+        #[command(flatten)]
+        format: Format,
+    },
+    /// Change the second copy of its log while it is served
+    #[command(
+        after_help = "To and from `none` all that is pending goes to the backend first, and requests wait a moment; the rest is done in\nplace. If it can't be done now, the mode stays as it is, and the reason is said.\n\nExample:\n  holdfast vdisk set db --dtl sync --dtl-targets 2"
+    )]
+    #[command(group(clap::ArgGroup::new("what").required(true).multiple(true)))]
+    Set {
+        name: String,
+        /// sync, async or none
+        #[arg(long, value_enum, value_name = "MODE", group = "what")]
+        dtl: Option<Dtl>,
+        /// How many routers keep a copy: 1 or 2 [default: as many as further domains have routers]
+        #[arg(long, value_name = "COUNT", group = "what", value_parser = clap::value_parser!(u8).range(1..=2))]
+        dtl_targets: Option<u8>,
         #[command(flatten)]
         format: Format,
     },
@@ -168,6 +186,10 @@ pub async fn run(command: VdiskCommand, cluster: &Cluster) -> Result<(), Failure
             let ask = Ask { name: &name, method: method::RESIZE_VDISK, limit: LIMIT };
             let info = routers.ask(ask, &resize).await?;
             show_info("resized", &info, format)
+        }
+        VdiskCommand::Set { name, dtl, dtl_targets, format } => {
+            set::run(&routers, &SetVdisk { name, dtl: dtl.map(Dtl::mode), dtl_targets }, format)
+                .await
         }
         VdiskCommand::Recover { name, accept_loss, format } => {
             let loss = if accept_loss { Loss::Accept } else { Loss::Show };

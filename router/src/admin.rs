@@ -587,8 +587,9 @@ fn dtl_json(protection: &Protection) -> String {
         DtlMode::NoTarget => "none",
     };
     let DtlFacts { generation, floor, .. } = facts;
+    let wish = protection.owner.wish().map_or_else(|| "null".to_owned(), |wish| wish.to_string());
     format!(
-        r#"{{"mode":"{mode}","dtl_state":"{state}","generation":{generation},"floor_lsn":{floor},"targets":[{}]}}"#,
+        r#"{{"mode":"{mode}","dtl_state":"{state}","generation":{generation},"floor_lsn":{floor},"wanted_targets":{wish},"targets":[{}]}}"#,
         targets.join(",")
     )
 }

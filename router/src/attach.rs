@@ -64,7 +64,7 @@ fn decide(
     }
     if attach.mode == AttachMode::Shared && dtl != DtlMode::Sync {
         let message = format!(
-            "shared attachments need a synchronous DTL, which vDisk {} doesn't have; make one with `vdisk create --dtl sync`",
+            "shared attachments need a synchronous DTL, which vDisk {} doesn't have; give it one with `vdisk set --dtl sync`",
             attach.name
         );
         return Err(WireError::refuse(code::INVALID, message));
@@ -275,7 +275,7 @@ impl Router {
     }
 
     /// The vDisk's record may have changed without this router hearing of it, when an answer was lost.
-    async fn read_record_again(&self, known: &VdiskRecord) -> Result<(), WireError> {
+    pub(crate) async fn read_record_again(&self, known: &VdiskRecord) -> Result<(), WireError> {
         let read = self.facts.vdisk(known.vdisk).await.map_err(|error| error.to_wire())?;
         let mut state = self.state();
         let serving = state.serving(known.vdisk)?;

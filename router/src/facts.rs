@@ -14,7 +14,7 @@ use model::{Incarnation, Revision, RouterId, VdiskId};
 use wire::WireError;
 use wire::dtl::DtlMode;
 use wire::facts::{
-    AttachmentsRecord, ContestRecord, DtlRecord, LossRecord, MaintenanceRecord, Record,
+    AttachmentsRecord, ContestRecord, DtlRecord, DtlTargets, LossRecord, MaintenanceRecord, Record,
     RouterRecord, VdiskRecord, VpoolDtl, VpoolRecord, key,
 };
 use wire::router::code;
@@ -157,9 +157,31 @@ impl Facts {
         Ok(read.map_or(DtlMode::NoTarget, |read| read.value.mode))
     }
 
-    /// `None`: the vDisk has no DTL.
+    /// `None`: the vDisk has no DTL, whatever it had before.
     pub async fn dtl(&self, vdisk: VdiskId) -> Result<Option<Read<DtlRecord>>, FactsError> {
+        let read = self.dtl_record(vdisk).await?;
+        Ok(read.filter(|read| read.value.mode != DtlMode::NoTarget))
+    }
+
+    /// Also of a vDisk that has none any more.
+    pub async fn dtl_record(&self, vdisk: VdiskId) -> Result<Option<Read<DtlRecord>>, FactsError> {
         self.get(key::vdisk_dtl(vdisk)).await
+    }
+
+    /// How many DTL targets an operator wants the vDisk to have. `None`: as routers stand.
+    pub async fn dtl_wish(&self, vdisk: VdiskId) -> Result<Option<usize>, FactsError> {
+        let read: Option<Read<DtlTargets>> = self.get(key::vdisk_dtl_targets(vdisk)).await?;
+        Ok(read.map(|read| read.value.count.into()))
+    }
+
+    /// Asserts the vDisk's record: only its owner changes this.
+    pub async fn change_dtl_wish(&self, owner: &VdiskRecord, count: u8) -> Result<(), FactsError> {
+        let key = key::vdisk_dtl_targets(owner.vdisk);
+        let wish = DtlTargets { count }.to_record();
+        let transaction =
+            Transaction::new().assert_value(key::vdisk(owner.vdisk), owner.to_record());
+        self.client.commit(transaction.set(&key, wish)).await?;
+        Ok(())
     }
 
     /// The DTL targets of every vDisk that has any.
@@ -199,6 +221,18 @@ impl Facts {
         }
         self.client.commit(all).await?;
         Ok(Read { value: new, bytes })
+    }
+
+    /// A vDisk that never had a DTL gets a record of one, together with its own change and what `also` asserts.
+    pub async fn first_dtl(
+        &self,
+        (old, new): (&Read<VdiskRecord>, VdiskRecord),
+        dtl: &DtlRecord,
+        also: Transaction,
+    ) -> Result<Read<VdiskRecord>, FactsError> {
+        let key = key::vdisk_dtl(new.vdisk);
+        let also = also.assert_absent(&key).set(&key, dtl.to_record());
+        self.change(Change { vdisk: (old, new), dtl: None }, also).await
     }
 
     /// `None`: it was never contested.
@@ -285,6 +319,7 @@ impl Facts {
             .delete(key::vdisk_name(&old.value.name))
             .delete(key::attachments(vdisk))
             .delete(key::vdisk_dtl(vdisk))
+            .delete(key::vdisk_dtl_targets(vdisk))
             .delete(key::vdisk_contest(vdisk))
             .delete(key::vdisk_loss(vdisk))
             .delete(key::vdisk(vdisk));

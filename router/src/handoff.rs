@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arakoon_client::Transaction;
-use model::{RouterId, VdiskId};
+use model::{Lsn, RouterId, VdiskId};
 use runtime::clock::{boot_now, unix_ms};
 use runtime::endpoint::Endpoint;
 use runtime::rpc::{Call, CallError, Client, ClientOptions};
@@ -241,7 +241,7 @@ impl Router {
             return Err(WireError::refuse(code::INVALID, message));
         }
         self.ask_next(target, method::PREPARE_ADOPTION, vdisk, PREPARE_PATIENCE).await?;
-        self.send_most(vdisk).await?;
+        self.send_most(vdisk, aborted).await?;
         {
             let mut state = self.state();
             let serving = state.serving(vdisk)?;
@@ -310,7 +310,14 @@ impl Router {
     }
 
     /// Sends what is pending to the backend until little is left, while the vDisk is served.
-    async fn send_most(&self, vdisk: VdiskId) -> Result<(), WireError> {
+    ///
+    /// # Errors
+    /// Why it stays with it, in the caller's words.
+    pub(crate) async fn send_most(
+        &self,
+        vdisk: VdiskId,
+        aborted: fn(&'static str) -> WireError,
+    ) -> Result<(), WireError> {
         for _ in 0..ROUNDS_MAX {
             let (target, mut committed) = {
                 let mut state = self.state();
@@ -333,13 +340,16 @@ impl Router {
         Ok(())
     }
 
-    /// Requests wait. Sends the rest, and changes the record.
-    async fn hand_over(
+    /// Requests wait. Sends the rest, until nothing of the vDisk lies anywhere but in the backend.
+    ///
+    /// # Errors
+    /// When that takes too long, or the record isn't this owner's any more.
+    pub(crate) async fn drained(
         &self,
         vdisk: VdiskId,
-        target: &Read<RouterRecord>,
         frozen_max: Duration,
-    ) -> Result<VdiskRecord, Halt> {
+        aborted: fn(&'static str) -> WireError,
+    ) -> Result<Drained, WireError> {
         let start = boot_now();
         let epoch = loop {
             {
@@ -352,16 +362,28 @@ impl Router {
                 serving.committer.notify_one();
             }
             if frozen_max < boot_now().since(start) {
-                return Err(aborted("what was pending didn't reach the backend in time").into());
+                return Err(aborted("what was pending didn't reach the backend in time"));
             }
             tokio::time::sleep(PAUSE).await;
         };
         let read = self.facts.vdisk(vdisk).await.map_err(|error| error.to_wire())?;
         let read = read.ok_or_else(|| WireError::refuse(code::NO_VDISK, "the vDisk is gone"))?;
         if read.value.owner != self.id || read.value.epoch != epoch || read.value.deleting {
-            return Err(aborted("its record changed").into());
+            return Err(aborted("its record changed"));
         }
         let head = self.state().serving(vdisk)?.core.committed_lsn();
+        Ok(Drained { read, head })
+    }
+
+    /// Requests wait. Sends the rest, and changes the record.
+    async fn hand_over(
+        &self,
+        vdisk: VdiskId,
+        target: &Read<RouterRecord>,
+        frozen_max: Duration,
+    ) -> Result<VdiskRecord, Halt> {
+        let Drained { read, head } = self.drained(vdisk, frozen_max, aborted).await?;
+        let epoch = read.value.epoch;
         let dtl = self.facts.dtl(vdisk).await.map_err(|error| error.to_wire())?;
         let next = epoch.next();
         let to = target.value.router;
@@ -380,8 +402,14 @@ impl Router {
     }
 }
 
+/// A vDisk of which everything is in the backend, while nothing new is taken.
+pub(crate) struct Drained {
+    pub read: Read<VdiskRecord>,
+    pub head: Lsn,
+}
+
 /// Why a hand-over stopped.
-enum Halt {
+pub(crate) enum Halt {
     /// Nothing changed.
     Before(WireError),
     /// The record may have changed, or may still.

@@ -11,6 +11,7 @@
 //! | `open` | claim, raise, read head, recover, serve (P10, P18) |
 //! | `balance` | vDisks spread over the routers by themselves, where that is asked for |
 //! | `handoff` | a vDisk to another router: by an operator's wish, or after a clean stop |
+//! | `mode` | a served vDisk gets another DTL, or none |
 //! | `protect` | vDisks with a DTL: claimed, recovered, watched |
 //! | `lease`, `claim` | the router's session; a vDisk whose owner is gone, claimed (P16–P18) |
 //! | `contest` | a vDisk whose owner an edge has no service from (P19) |
@@ -37,6 +38,7 @@ mod lease;
 mod log_disk;
 mod loss;
 mod map_store;
+mod mode;
 mod open;
 mod protect;
 mod reader;

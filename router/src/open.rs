@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use arakoon_client::Transaction;
 use bytes::Bytes;
 use model::{Epoch, LogId, Lsn, ObjectId, VdiskId};
 use router_core::applied::{AppliedMap, AppliedSet};
@@ -21,7 +22,8 @@ use router_core::volume::{Change, HeadState, Replayed, Stamp, Volume};
 use runtime::random::jitter;
 use wire::WireError;
 use wire::common::Severity;
-use wire::facts::{AttachmentMode, VdiskRecord};
+use wire::dtl::DtlMode;
+use wire::facts::{AttachmentMode, DtlRecord, VdiskRecord};
 use wire::proxy::{
     Head, ListObjects, ObjectInfo, Objects, RaiseEpoch, ReadDone, ReadHead, ReadObject,
     code as proxy_code, method,
@@ -30,7 +32,7 @@ use wire::router::UnmapKind;
 
 use crate::backend::BackendError;
 use crate::dtl::peers::ReadError;
-use crate::facts::{FactsError, Read};
+use crate::facts::{Change as RecordChange, FactsError, Read};
 use crate::log_disk::LogDiskError;
 use crate::map_store::{MapError, MapState};
 use crate::protect::opening_of;
@@ -182,7 +184,8 @@ impl Router {
             return Err(OpenError::Deleting);
         }
         self.until_map_is_free(vdisk).await?;
-        let dtl = self.facts.dtl(vdisk).await?;
+        let record = self.facts.dtl_record(vdisk).await?;
+        let dtl = record.as_ref().filter(|read| read.value.mode != DtlMode::NoTarget);
         let promised = LogId(read.value.log_id);
         let own = self.disk.id;
         if promised != LogId::ZERO && promised != own {
@@ -190,8 +193,8 @@ impl Router {
             let head = self.head(vdisk).await.map_or(Lsn::ZERO, |head| head.0);
             return Err(Gap::LogGone { promised: promised.0, own: own.0, head }.into());
         }
-        let (claimed, claim) = match &dtl {
-            None => (self.claim(&read).await?, None),
+        let (claimed, claim) = match dtl {
+            None => (self.claim(&read, record.as_ref()).await?, None),
             Some(dtl) => {
                 let (claimed, claim) = self.claim_protected(&read, dtl).await?;
                 (claimed, Some(claim))
@@ -210,7 +213,8 @@ impl Router {
         let (core, protection) = match claim {
             None => {
                 let mut core = Volume::open(opening);
-                let kept = self.load(&mut core, &head_state, (promised, 0)).await?;
+                let log = (promised, log_from(record.as_ref(), promised));
+                let kept = self.load(&mut core, &head_state, log).await?;
                 self.take_part(vdisk, &kept);
                 (core, None)
             }
@@ -253,11 +257,24 @@ impl Router {
         Ok(())
     }
 
-    async fn claim(&self, read: &Read<VdiskRecord>) -> Result<Read<VdiskRecord>, FactsError> {
-        let mut new = read.value.clone();
-        new.epoch = new.epoch.next();
-        new.log_id = self.disk.id.0;
-        self.facts.change_vdisk(read, &new).await
+    /// Of a vDisk without a DTL. The record of one that it had says from where on the log counts (P10).
+    async fn claim(
+        &self,
+        read: &Read<VdiskRecord>,
+        former: Option<&Read<DtlRecord>>,
+    ) -> Result<Read<VdiskRecord>, FactsError> {
+        let log_id = self.disk.id.0;
+        let epoch = read.value.epoch.next();
+        let new = VdiskRecord { epoch, log_id, ..read.value.clone() };
+        let dtl = former.map(|former| {
+            let log_from = if read.value.log_id == log_id {
+                log_from(Some(former), self.disk.id)
+            } else {
+                self.state().log.written()
+            };
+            (former, DtlRecord { epoch, log_id, log_from, ..former.value.clone() })
+        });
+        self.facts.change(RecordChange { vdisk: (read, new), dtl }, Transaction::new()).await
     }
 
     async fn unit_clusters(&self, record: &VdiskRecord) -> Result<u32, FactsError> {
@@ -459,6 +476,11 @@ impl Router {
             state.scan.records = Vec::new();
         }
     }
+}
+
+/// From where on this log counts, of a vDisk without a DTL.
+fn log_from(former: Option<&Read<DtlRecord>>, log: LogId) -> u64 {
+    former.filter(|read| read.value.log_id == log.0).map_or(0, |read| read.value.log_from)
 }
 
 fn judge(error: &OpenError) -> Verdict {

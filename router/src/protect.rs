@@ -43,6 +43,8 @@ const UNIT_COPY_MAX: u64 = LOG_BYTES / 4;
 pub struct Claim {
     /// As it was when the claim was committed.
     dtl: DtlRecord,
+    /// How many targets an operator wants.
+    wish: Option<usize>,
     lease: Arc<Session>,
     sealed: Vec<(RouterId, Vec<Held>)>,
 }
@@ -75,8 +77,10 @@ impl Router {
         };
         let lives = Transaction::new().assert_session_lives(lease.id(), lease.incarnation());
         let claimed = self.facts.change(change, lives).await?;
+        // Once claimed, nobody else changes it.
+        let wish = self.facts.dtl_wish(vdisk).await?;
         let sealed = self.seal(vdisk, epoch, &dtl.value.facts).await?;
-        Ok((claimed, Claim { dtl: dtl.value.clone(), lease, sealed }))
+        Ok((claimed, Claim { dtl: dtl.value.clone(), wish, lease, sealed }))
     }
 
     /// The scan at the start is all that this process knows of its log's past.
@@ -118,7 +122,7 @@ impl Router {
         opening: Opening,
         claim: Claim,
     ) -> Result<(Volume, Protection), OpenError> {
-        let Claim { dtl, lease, sealed } = claim;
+        let Claim { dtl, wish, lease, sealed } = claim;
         let (vdisk, epoch, head) = (opening.vdisk, opening.epoch, opening.head.last_lsn);
         let open = |opening| {
             let mut core = Volume::open(opening);
@@ -173,6 +177,7 @@ impl Router {
         }
         let entries = core.pending_entries();
         let owner = Arc::new(DtlOwner::start(opening, &entries, Arc::clone(&self.peers)));
+        owner.want_targets(wish);
         if let Some(last) = own_last {
             owner.local_synced(last);
         }

@@ -15,7 +15,7 @@ use runtime::status::status;
 use wire::router::{
     Adoption, Attach, AttachMode, BlockStatus, Contest, Contested, CreateVdisk, Detach, Durability,
     EXTENTS_MAX, EndAttachment, Flush, IO_MAX, Locate, Read, RecoverVdisk, ReplayComplete,
-    ResizeVdisk, SetStanding, Transfer, Unmap, VdiskName, Write, code, method,
+    ResizeVdisk, SetStanding, SetVdisk, Transfer, Unmap, VdiskName, Write, code, method,
 };
 use wire::{Encode, Role, WireError, common};
 
@@ -330,6 +330,12 @@ impl Server {
                 let resize: ResizeVdisk = checked!(responder, request.decode());
                 spawn(responder, async move {
                     router.resize(router.owned_by_name(&resize.name).await?, &resize).await
+                });
+            }
+            method::SET_VDISK => {
+                let set: SetVdisk = checked!(responder, request.decode());
+                spawn(responder, async move {
+                    router.set_vdisk(router.owned_by_name(&set.name).await?, &set).await
                 });
             }
             method::SHOW_VDISK => {

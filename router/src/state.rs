@@ -173,6 +173,8 @@ pub struct Serving {
     pub map_damaged: bool,
     /// It goes to another router: nothing new is taken.
     pub handing_over: bool,
+    /// An operator's change of its DTL is under way.
+    pub changing_dtl: bool,
     /// When its requests last waited for a hand-over that didn't come about.
     pub frozen_in_vain: Option<Now>,
     pub objects: u64,
@@ -215,6 +217,7 @@ impl Serving {
             full_since: None,
             map_damaged: false,
             handing_over: false,
+            changing_dtl: false,
             frozen_in_vain: None,
             objects,
             read_end: 0,

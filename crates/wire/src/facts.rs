@@ -145,7 +145,8 @@ message! {
         pub deleting: bool,
     }
 
-    /// `vdisk-dtl/<id>`, of vDisks that have a DTL. A claim changes it together with the vDisk's record, so its epoch is
+    /// `vdisk-dtl/<id>`, of vDisks that have a DTL or had one: then the mode is `NoTarget`, and what it says beside its log
+    /// and the generation counts for nothing. A claim changes it together with the vDisk's record, so its epoch is
     /// that record's; the owner changes the facts, asserting the whole old value.
     pub struct DtlRecord {
         pub epoch: Epoch,
@@ -157,6 +158,12 @@ message! {
         /// What that log holds before this position is of an ownership that is over, and counts for nothing (P10).
         pub log_from: u64,
         pub facts: DtlFacts,
+    }
+
+    /// `vdisk-dtl-targets/<id>`: how many targets the vDisk's DTL has by an operator's wish; absent = as many as there are
+    /// further domains. Changed by the owner, asserting the vDisk's record.
+    pub struct DtlTargets {
+        pub count: u8,
     }
 
     /// `vdisk-contest/<id>`: how often in a row the vDisk was taken from an owner that an edge had no service from (P19).
@@ -226,6 +233,7 @@ impl Record for DtlRecord {
     /// 1 had no `log_from`, 2 no `through` of the previous promise.
     const VERSION: u8 = 3;
 }
+impl Record for DtlTargets {}
 impl Record for ContestRecord {}
 impl Record for LossRecord {}
 impl Record for MaintenanceRecord {}
@@ -316,6 +324,11 @@ pub mod key {
     #[must_use]
     pub fn vdisk_dtl(vdisk: VdiskId) -> Bytes {
         Bytes::from(format!("{VDISK_DTLS}{vdisk}"))
+    }
+
+    #[must_use]
+    pub fn vdisk_dtl_targets(vdisk: VdiskId) -> Bytes {
+        Bytes::from(format!("vdisk-dtl-targets/{vdisk}"))
     }
 
     /// The vDisk that such a key names.

@@ -58,6 +58,9 @@ pub mod method {
     pub const RECOVER_VDISK: u16 = 42;
     /// [`super::EndAttachment`] → [`super::EndedAttachment`]: an operator knows that an edge doesn't come back (P6).
     pub const END_ATTACHMENT: u16 = 48;
+    /// [`super::SetVdisk`] → [`super::VdiskInfo`]: changes the second copy of a served vDisk's log. Only the owner; others
+    /// redirect. May be repeated.
+    pub const SET_VDISK: u16 = 49;
     /// `()` → [`super::MapCopies`]: the page maps that this router has, its own and copies.
     pub const LIST_MAPS: u16 = 46;
 }
@@ -96,6 +99,8 @@ pub mod code {
     pub const HANDOVER_ABORTED: u16 = PROTOCOL_BASE + 14;
     /// Class Retry: the vDisk stays with its owner for now, contested or not (P19). The message says why.
     pub const REFUTED: u16 = PROTOCOL_BASE + 15;
+    /// Class Retry: the vDisk is served on as it was; the message says what stood against the change.
+    pub const UNCHANGED: u16 = PROTOCOL_BASE + 16;
 }
 
 /// Largest read or write in one request. An edge splits longer ones.
@@ -294,6 +299,14 @@ message! {
         pub size_bytes: u64,
         /// Also shrink, down to the last mapped cluster.
         pub force: bool,
+    }
+
+    pub struct SetVdisk {
+        pub name: String,
+        /// Absent: as it is.
+        pub dtl: Option<DtlMode>,
+        /// 1 or 2; absent: as it is.
+        pub dtl_targets: Option<u8>,
     }
 
     pub struct VdiskInfo {

@@ -8,6 +8,7 @@
 //! | [`target`] | what a target promises, and when it may answer (L4, P12, P16) |
 //! | [`owner`] | to whom an owner copies its log, what may be acknowledged, what arakoon must be told (P11, P13, P16) |
 //! | [`takeover`] | what a claimant may believe (P13, L7) |
+//! | [`mode`] | how its mode changes while the vDisk is served |
 //! | [`loss`] | what an operator gives up who starts a vDisk without what is missing (L7) |
 //!
 //! Invariant: a flush is acknowledged only for what every target named in arakoon has on stable storage (P11), so sealing
@@ -15,6 +16,7 @@
 
 pub mod block;
 pub mod loss;
+pub mod mode;
 pub mod owner;
 pub mod records;
 pub mod store;

@@ -25,8 +25,8 @@ use runtime::shutdown::Shutdown;
 use tokio::sync::watch;
 use wire::ErrorClass;
 use wire::dtl::{
-    Append, Appended, Create, DtlFacts, DtlState, LogName, Open, Opened, Sync, Synced, Trim, code,
-    detail_number, method,
+    Append, Appended, Create, DtlFacts, DtlMode, DtlState, LogName, Open, Opened, Sync, Synced,
+    Trim, code, detail_number, method,
 };
 
 use super::peers::{Candidates, Peers};
@@ -140,6 +140,21 @@ impl DtlOwner {
     /// Edges came or went.
     pub fn set_writers(&self, writers: Writers) {
         self.shared.tell(|inner, _| inner.core.set_writers(writers));
+    }
+
+    /// What an acknowledgement of a write means changes.
+    pub fn set_mode(&self, mode: DtlMode) {
+        self.shared.tell(|inner, _| inner.core.set_mode(mode));
+    }
+
+    /// How many targets an operator wants.
+    pub fn want_targets(&self, wish: Option<usize>) {
+        self.shared.tell(|inner, _| inner.core.want_targets(wish));
+    }
+
+    #[must_use]
+    pub fn wish(&self) -> Option<usize> {
+        self.shared.inner().core.wish()
     }
 
     /// Waits until arakoon has the first proposal, or somebody else owns the vDisk.

@@ -61,7 +61,7 @@ impl Router {
         vdisk: VdiskId,
         generations: Option<&[DtlGeneration]>,
     ) -> Result<Option<Vec<DtlGeneration>>, FactsError> {
-        let dtl = self.facts.dtl(vdisk).await?;
+        let dtl = self.facts.dtl_record(vdisk).await?;
         if dtl.is_none() && self.facts.vdisk(vdisk).await?.is_some() {
             // Its deletion isn't done.
             return Ok(None);

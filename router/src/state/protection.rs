@@ -60,6 +60,7 @@ pub struct Protection {
     pub owner: Arc<DtlOwner>,
     /// The session that the record of its DTL names; another one gives no right (P17).
     pub lease: Arc<Lease>,
+    /// Whether it may be shared (P5) is decided by this.
     pub mode: DtlMode,
     /// With several, each may see what another has written.
     writers: Writers,
@@ -90,6 +91,12 @@ impl Protection {
     pub fn set_writers(&mut self, writers: Writers) {
         self.writers = writers;
         self.owner.set_writers(writers);
+    }
+
+    /// What the acknowledgement of a write means from now on.
+    pub fn set_mode(&mut self, mode: DtlMode) {
+        self.mode = mode;
+        self.owner.set_mode(mode);
     }
 
     /// A record has its place in the own log.

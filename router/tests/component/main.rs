@@ -17,6 +17,7 @@ mod durability;
 mod follow;
 mod handoff;
 mod loss;
+mod mode;
 mod orphans;
 mod sessions;
 mod sharing;

@@ -415,15 +415,22 @@ impl Router {
         name: &str,
         to: RouterId,
     ) -> JoinHandle<Option<Result<Transferred, WireError>>> {
-        let transfer = Transfer { name: name.into(), to };
+        self.begin(method::TRANSFER_VDISK, Transfer { name: name.into(), to })
+    }
+
+    /// Asks once, and goes on; `None`: the router went away meanwhile.
+    pub fn begin<Q, A>(&self, method: u16, body: Q) -> JoinHandle<Option<Result<A, WireError>>>
+    where
+        Q: Encode + Send + Sync + 'static,
+        A: Decode + Send + 'static,
+    {
         let endpoint = self.endpoint.clone();
         std::thread::spawn(move || {
             runtime().block_on(async {
                 let (identity, options) =
                     (identity(Role::Admin, "admin"), ClientOptions::default());
                 let client = Client::new(endpoint, Role::Router, identity, options);
-                let call = Call::within(WITHIN);
-                match client.call(method::TRANSFER_VDISK, &transfer, call).await {
+                match client.call(method, &body, Call::within(WITHIN)).await {
                     Ok((done, _)) => Some(Ok(done)),
                     Err(CallError::Refused(error)) => Some(Err(error)),
                     Err(_) => None,

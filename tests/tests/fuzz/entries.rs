@@ -197,6 +197,7 @@ pub const MESSAGES: &[MessageKind] = {
         kind::<c::EventList>(),
         kind::<r::EndAttachment>(),
         kind::<r::EndedAttachment>(),
+        kind::<r::SetVdisk>(),
     ]
 };
 
@@ -228,6 +229,7 @@ fn fuzz_facts(data: &[u8]) {
     record::<f::ContestRecord>(&bytes);
     record::<f::LossRecord>(&bytes);
     record::<f::MaintenanceRecord>(&bytes);
+    record::<f::DtlTargets>(&bytes);
     record::<alba_proxy_core::namespace::HeadMeta>(&bytes);
     if let Some(object) = alba_proxy_core::namespace::head_from_bytes(data) {
         assert_eq!(alba_proxy_core::namespace::head_to_bytes(object), data);

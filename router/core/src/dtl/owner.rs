@@ -101,6 +101,10 @@ pub struct Owner {
     candidates: Vec<RouterId>,
     /// Targets wanted.
     copies: usize,
+    /// As many by an operator's wish, wherever routers stand.
+    wish: Option<usize>,
+    /// Writes through here were taken when an acknowledgement meant that every target has them.
+    sync_through: Lsn,
     avoided: Avoided,
     stale: BTreeMap<RouterId, Lsn>,
     /// Bytes of the records `committed + 1 ..= last`.
@@ -128,6 +132,8 @@ impl Owner {
             members: BTreeMap::new(),
             candidates: Vec::new(),
             copies: 1,
+            wish: None,
+            sync_through: Lsn::ZERO,
             avoided: Avoided::new(opening.vdisk.0),
             stale: BTreeMap::new(),
             sizes: VecDeque::new(),
@@ -211,9 +217,36 @@ impl Owner {
         self.read_at = Some(now);
     }
 
+    /// What the acknowledgement of a write means changes. Whatever isn't acknowledged yet keeps the stronger meaning of the
+    /// two: by the old mode through here, and by the new one from here on.
+    pub fn set_mode(&mut self, mode: DtlMode) {
+        if self.name.mode == DtlMode::Sync && mode != DtlMode::Sync {
+            self.sync_through = self.last;
+        }
+        if mode == DtlMode::Sync {
+            // Leave to acknowledge that nobody used ends with the mode that gave it.
+            self.acked.early = self.acked.write;
+        }
+        self.name.mode = mode;
+    }
+
+    /// So many targets, whatever is said with the candidates; who holds a promise meanwhile goes on doing so (P13).
+    pub fn want_targets(&mut self, wish: Option<usize>) {
+        self.wish = wish.map(|wish| wish.clamp(1, TARGETS_MAX));
+        self.copies = self.wish.unwrap_or(self.copies);
+        // Looked for at once.
+        self.look_at = Now::default();
+    }
+
+    /// How many targets an operator wants.
+    #[must_use]
+    pub const fn wish(&self) -> Option<usize> {
+        self.wish
+    }
+
     /// Routers that may be targets, best first, and how many are wanted.
     pub fn candidates(&mut self, routers: Vec<RouterId>, copies: usize) {
-        self.copies = copies.clamp(1, TARGETS_MAX);
+        self.copies = self.wish.unwrap_or(copies).clamp(1, TARGETS_MAX);
         self.candidates = routers;
         self.candidates.retain(|router| *router != self.name.me);
     }
@@ -254,7 +287,8 @@ impl Owner {
         let flush = flush.max(self.committed).max(self.acked.flush);
         let written = if in_sync { everyone(|member| member.written) } else { None };
         let write = written.unwrap_or_default().max(flush).max(self.acked.write);
-        let early = match self.name.mode {
+        let still_sync = write < self.sync_through;
+        let early = match if still_sync { DtlMode::Sync } else { self.name.mode } {
             // A target that fails may have been sealed: only arakoon knows whether this is still the owner (L4).
             DtlMode::Sync if self.facts.state == DtlState::InSync => write,
             DtlMode::Sync | DtlMode::Async | DtlMode::NoTarget if !in_sync && self.name.strict => {
@@ -391,6 +425,9 @@ impl Owner {
                 Some(format!("DTL target {router} failed: {why}"))
             });
             out.extend(why.map(|why| Effect::Changed { why }));
+            return self.retarget(now, out);
+        }
+        if self.wish.is_some_and(|wish| wish < self.facts.targets.len()) {
             return self.retarget(now, out);
         }
         match self.facts.state {

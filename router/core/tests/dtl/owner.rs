@@ -210,3 +210,89 @@ fn h_12_degraded_flushes_wait_for_the_backend_and_another_target_is_taken_at_onc
     owner.backend_has(Lsn(1));
     assert_eq!(owner.acks().flush, Lsn(1));
 }
+
+/// Written, and sent to the target, which says nothing yet.
+fn written(owner: &mut Owner, lsn: u64, now: Now) -> RequestId {
+    let mut out = Vec::new();
+    owner.appended(Lsn(lsn), 4224);
+    owner.progress(now, &mut out);
+    asked(&out, |what| matches!(what, ToTarget::Append { .. }))
+}
+
+#[test]
+fn l1_what_waits_when_the_mode_becomes_async_still_waits_for_every_target() {
+    let (now, mut out) = (at(1000), Vec::new());
+    let mut owner = in_sync_as(DtlMode::Sync, now);
+    written(&mut owner, 1, now);
+    let second = written(&mut owner, 2, now);
+    owner.set_mode(DtlMode::Async);
+    let third = written(&mut owner, 3, now);
+    let acks = owner.acks();
+    assert_eq!((acks.write, acks.early), (Lsn::ZERO, Lsn::ZERO), "taken when it was sync");
+    owner.answered((TARGET, second), Ok(FromTarget::Appended(Lsn(2))), now, &mut out);
+    let acks = owner.acks();
+    assert_eq!((acks.write, acks.early), (Lsn(2), Lsn(3)), "taken since it is async");
+    owner.answered((TARGET, third), Ok(FromTarget::Appended(Lsn(3))), now, &mut out);
+    assert_eq!(owner.acks().write, Lsn(3));
+}
+
+#[test]
+fn l1_what_waits_when_the_mode_becomes_sync_waits_for_every_target() {
+    let (now, mut out) = (at(1000), Vec::new());
+    let mut owner = in_sync_as(DtlMode::Async, now);
+    let first = written(&mut owner, 1, now);
+    assert_eq!(owner.acks().early, Lsn(1), "it might have been acknowledged, and wasn't");
+    owner.set_mode(DtlMode::Sync);
+    assert_eq!(owner.acks().early, Lsn::ZERO);
+    owner.answered((TARGET, first), Ok(FromTarget::Appended(Lsn(1))), now, &mut out);
+    assert_eq!(owner.acks().early, Lsn(1));
+    written(&mut owner, 2, now);
+    assert_eq!(owner.acks().early, Lsn(1));
+}
+
+/// The one proposal, decided as wished.
+fn proposed(owner: &mut Owner, now: Now, mut out: Vec<Effect>) -> DtlFacts {
+    let next = out.iter().find_map(|effect| {
+        let Effect::Propose { to, .. } = effect else { return None };
+        Some(to.clone())
+    });
+    let next = next.unwrap_or_else(|| panic!("nothing is proposed: {out:?}"));
+    out.clear();
+    owner.decided(Proposed::Committed, now, &mut out);
+    next
+}
+
+#[test]
+fn p13_another_number_of_targets_is_a_new_generation_that_names_who_holds_the_promise() {
+    let now = at(1000);
+    let mut owner = in_sync(now);
+    owner.candidates(vec![TARGET, OTHER], 1);
+    let append = written(&mut owner, 1, now);
+    let mut out = Vec::new();
+    owner.local_synced(Lsn(1));
+    owner.want_flush(Lsn(1));
+    owner.answered((TARGET, append), Ok(FromTarget::Appended(Lsn(1))), now, &mut out);
+    let sync = asked(&out, |what| matches!(what, ToTarget::Sync { .. }));
+    owner.answered((TARGET, sync), Ok(FromTarget::Synced(Lsn(1))), now, &mut out);
+    assert_eq!(owner.acks().flush, Lsn(1));
+    let held = owner.facts().clone();
+    out.clear();
+    owner.want_targets(Some(2));
+    owner.progress(now, &mut out);
+    let both = proposed(&mut owner, now, out);
+    assert_eq!((both.state, &both.targets[..]), (DtlState::CatchingUp, &[TARGET, OTHER][..]));
+    assert_eq!((both.generation, both.floor), (held.generation.next(), Lsn(1)));
+    let previous = both.previous.clone().expect("who holds the promise");
+    assert_eq!((previous.generation, &previous.targets[..]), (held.generation, &[TARGET][..]));
+    // And back, before the second one has anything: what is said of further domains doesn't count.
+    let mut out = Vec::new();
+    owner.want_targets(Some(1));
+    owner.candidates(vec![TARGET, OTHER], 2);
+    owner.progress(now, &mut out);
+    let one = proposed(&mut owner, now, out);
+    assert_eq!((one.state, &one.targets[..]), (DtlState::CatchingUp, &[TARGET][..]));
+    assert_eq!((one.previous, one.floor), (both.previous, Lsn(1)));
+    let mut out = Vec::new();
+    owner.progress(now, &mut out);
+    assert!(!owner.is_proposing(), "as many as are wanted: {out:?}");
+}

@@ -1,5 +1,6 @@
 //! Owners, three targets and claimants over a network that loses, doubles and delays, with targets that crash, lose power
-//! and are wiped, and old owners that don't know that they are over.
+//! and are wiped, and old owners that don't know that they are over. Meanwhile the mode is changed, in place and through the
+//! backend.
 //!
 //! Invariant: what any owner was allowed to acknowledge as flushed is in the history that every later owner recovers; once
 //! there is a later owner no older one has the right to read, by whatever clock; a gap is only ever found where something was wiped or
@@ -21,6 +22,8 @@ use wire::dtl::{DtlFacts, DtlMode, DtlState, Held, LogName};
 use crate::cuts::Cuts;
 use crate::disk::MemDisk;
 use crate::support::{Driven, VDISK, at, entry, run};
+
+mod regime;
 
 const STEPS: u64 = 1500;
 const SEEDS: u64 = 1000;
@@ -48,6 +51,16 @@ enum Mail {
         life: usize,
         outcome: Proposed,
     },
+    Change {
+        life: usize,
+        from: DtlFacts,
+        to: DtlMode,
+        head: Lsn,
+    },
+    Changed {
+        life: usize,
+        refused: bool,
+    },
 }
 
 struct Life {
@@ -58,6 +71,19 @@ struct Life {
     /// Who wrote each LSN, as this owner has it.
     view: BTreeMap<u64, u64>,
     flushed: Lsn,
+    /// When it began.
+    mode: DtlMode,
+    /// Synced in its own log, where that is all there is.
+    local: Lsn,
+    /// Requests wait for a change of the mode.
+    waits: bool,
+    dead: bool,
+}
+
+impl Life {
+    fn answers(&self) -> bool {
+        !self.waits && !self.dead
+    }
 }
 
 struct Claim {
@@ -76,12 +102,14 @@ struct Tally {
     in_sync: u64,
     wipes: u64,
     zombies: u64,
+    changes: u64,
 }
 
 struct World {
     random: Random,
     now: Now,
     epoch: Epoch,
+    mode: DtlMode,
     facts: DtlFacts,
     targets: BTreeMap<RouterId, Driven>,
     /// How many of a target's milliseconds go by in a second.
@@ -107,6 +135,7 @@ impl World {
             random,
             now,
             epoch: Epoch(1),
+            mode: DtlMode::Sync,
             facts: DtlFacts::standalone(),
             targets: TARGETS.map(|t| (t, Driven::open(MemDisk::default(), now))).into(),
             waiting: BTreeMap::new(),
@@ -134,8 +163,8 @@ impl World {
             vdisk: VDISK,
             epoch,
             me: RouterId(100),
-            mode: DtlMode::Sync,
-            unprotected: false,
+            mode: self.mode,
+            unprotected: self.mode == DtlMode::NoTarget,
             strict: false,
             facts: self.facts.clone(),
             next,
@@ -150,13 +179,24 @@ impl World {
         }
         core.local_synced(Lsn(u64::MAX));
         let view = self.lineage.clone();
-        self.lives.push(Life { epoch, core, session: Session::Valid, view, flushed: Lsn(0) });
+        let local = Lsn(view.keys().next_back().copied().unwrap_or(0));
+        self.lives.push(Life {
+            epoch,
+            core,
+            session: Session::Valid,
+            view,
+            flushed: Lsn(0),
+            mode: self.mode,
+            local,
+            waits: false,
+            dead: false,
+        });
         self.carry_out(self.lives.len() - 1, out);
     }
 
     fn post(&mut self, mail: Mail) {
         // Arakoon may take long, and longer to say what became of it.
-        let arakoon = matches!(mail, Mail::Propose { .. } | Mail::Decided { .. });
+        let arakoon = !matches!(mail, Mail::ToTarget { .. } | Mail::Answer { .. });
         let slow = arakoon && self.random.happens(Chance::percent(8));
         let delay = Duration::from_millis(1 + self.random.below(if slow { 4000 } else { 30 }));
         self.mail.push((self.now.plus(delay), mail));
@@ -237,6 +277,9 @@ impl World {
                 self.lives[life].core.decided(outcome, self.now, &mut out);
                 self.carry_out(life, out);
             }
+            Mail::Change { life, from, to, head } => self.decide_change(life, &from, to, head),
+            Mail::Changed { life, refused: true } => self.lives[life].waits = false,
+            Mail::Changed { life, refused: false } => self.open_anew(life),
         }
     }
 
@@ -276,7 +319,7 @@ impl World {
     /// L3, P16: as soon as there is a later owner, no earlier one may answer reads.
     fn nobody_older_serves(&self) {
         let Some((_, older)) = self.lives.split_last() else { return };
-        for life in older {
+        for life in older.iter().filter(|life| life.answers()) {
             let (epoch, right) = (life.epoch, life.core.read_right());
             let may_serve = right.allows(self.now, life.session);
             assert!(!may_serve, "epoch {epoch} serves on by {right:?}: {:?}", life.core.facts());
@@ -284,7 +327,7 @@ impl World {
     }
 
     fn write(&mut self) {
-        let Some(life) = self.lives.last_mut() else { return };
+        let Some(life) = self.lives.last_mut().filter(|life| life.answers()) else { return };
         let next = life.view.keys().next_back().map_or(1, |lsn| lsn + 1);
         let count = 1 + self.random.below(4);
         for lsn in next..next + count {
@@ -293,7 +336,11 @@ impl World {
             life.core.appended(Lsn(lsn), 4224);
         }
         let last = Lsn(next + count - 1);
-        life.core.local_synced(last);
+        life.local = match life.mode {
+            DtlMode::Sync | DtlMode::Async => last,
+            DtlMode::NoTarget => life.local.max(Lsn(next - 1 + self.random.below(count + 1))),
+        };
+        life.core.local_synced(life.local);
         life.core.want_flush(last);
         life.core.reading(self.now);
         self.progress(self.lives.len() - 1);
@@ -348,6 +395,9 @@ impl World {
 
     /// Somebody claims; whoever claimed before him and isn't done is over.
     fn claim(&mut self) {
+        if self.mode == DtlMode::NoTarget {
+            return self.open_in_place();
+        }
         self.epoch = self.epoch.next();
         let facts = self.facts.clone();
         let former = facts.previous.iter().flat_map(|promise| promise.targets.clone());
@@ -383,7 +433,7 @@ impl World {
         let evidence = Evidence {
             me: RouterId(100),
             facts: &claim.facts,
-            mode: DtlMode::Sync,
+            mode: self.mode,
             head: self.head,
             own_last: None,
             epochs: &BTreeMap::new(),
@@ -432,7 +482,7 @@ impl World {
 
     /// Whatever is acknowledged now stays in the history.
     fn observe(&mut self) {
-        for life in &mut self.lives {
+        for life in self.lives.iter_mut().filter(|life| !life.dead) {
             let acks = life.core.acks();
             for lsn in life.flushed.0 + 1..=acks.flush.0 {
                 let (mine, theirs) = (life.view.get(&lsn), self.lineage.get(&lsn));
@@ -441,6 +491,11 @@ impl World {
             }
             life.flushed = life.flushed.max(acks.flush);
         }
+    }
+
+    /// Without a DTL there is less to go wrong.
+    fn eagerness(&self) -> Chance {
+        Chance::percent(if self.mode == DtlMode::NoTarget { 60 } else { 20 })
     }
 
     fn step(&mut self) {
@@ -455,7 +510,8 @@ impl World {
         match self.random.below(100) {
             0..=44 => self.deliver(),
             45..=74 => self.work(),
-            75..=86 => self.write(),
+            75..=85 => self.write(),
+            86 if self.random.happens(self.eagerness()) => self.change_mode(),
             87..=88 => self.store(),
             89..=97 => (0..self.lives.len()).for_each(|life| self.progress(life)),
             98 if self.random.happens(Chance::percent(30)) => self.crash_target(),
@@ -491,17 +547,19 @@ fn what_was_flushed_is_recovered_whoever_dies_and_whoever_claims() {
         for _ in 0..STEPS {
             world.step();
         }
-        let Tally { takeovers, flushed, gaps, in_sync, wipes, zombies } = world.tally;
+        let Tally { takeovers, flushed, gaps, in_sync, wipes, zombies, changes } = world.tally;
         all.takeovers += takeovers;
         all.flushed += flushed;
         all.gaps += gaps;
         all.in_sync += in_sync;
         all.wipes += wipes;
         all.zombies += zombies;
+        all.changes += changes;
         takeovers ^ (flushed << 8) ^ (in_sync << 40) ^ (zombies << 50)
     });
     eprintln!("{all:?}");
-    let Tally { takeovers, flushed, in_sync, wipes, zombies, .. } = all;
+    let Tally { takeovers, flushed, in_sync, wipes, zombies, changes, .. } = all;
     assert!(SEEDS < takeovers && SEEDS < in_sync && 100 * SEEDS < flushed, "little happened");
     assert!(0 < wipes && 0 < zombies, "no fault struck");
+    assert!(SEEDS < changes, "the mode hardly changed");
 }
