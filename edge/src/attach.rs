@@ -45,6 +45,8 @@ pub struct Found {
 enum Trouble {
     Elsewhere(Box<Location>),
     Later(String),
+    /// It owns the vDisk, and misses something of it.
+    Gap(String),
     Refused(WireError),
 }
 
@@ -66,7 +68,7 @@ impl Seeker {
                     self.note(format!("{address} says that another router owns it"));
                     self.route.told(&location);
                 }
-                Err(Trouble::Later(why)) => {
+                Err(Trouble::Later(why) | Trouble::Gap(why)) => {
                     tracing::debug!(vdisk = %self.request.name, %address, %why, "not attached yet");
                     self.note(format!("{address}: {why}"));
                 }
@@ -98,6 +100,11 @@ impl Seeker {
             {
                 self.contest(&connection, location.epoch).await;
                 attach(&connection, &self.request).await?
+            }
+            // It answers and can't serve: who else names it as the owner is asked to take the vDisk (P19).
+            Err(trouble @ Trouble::Gap(_)) => {
+                self.route.failed(address);
+                return Err(trouble);
             }
             attached => attached?,
         };
@@ -167,10 +174,11 @@ async fn attach(connection: &Connection, request: &Attach) -> Result<Attached, T
                 Err(_) => Err(Trouble::Later("redirects without saying where to".to_owned())),
             }
         }
-        // A gap waits for an operator, and the edge waits with it (L7).
-        Err(CallError::Refused(error))
-            if error.class == ErrorClass::Refuse && error.code != code::GAP =>
-        {
+        // A gap waits for an operator, or for a router that reaches more, and the edge waits with it (L7).
+        Err(CallError::Refused(error)) if error.code == code::GAP => {
+            Err(Trouble::Gap(error.to_string()))
+        }
+        Err(CallError::Refused(error)) if error.class == ErrorClass::Refuse => {
             Err(Trouble::Refused(error))
         }
         Err(error) => Err(Trouble::Later(error.to_string())),

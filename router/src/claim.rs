@@ -35,6 +35,15 @@ use crate::state::Slot;
 /// How long a probe waits for a connection.
 const PROBE: Duration = Duration::from_secs(1);
 
+/// By what right a vDisk is claimed from its owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Right {
+    /// InSync the seal ends the owner's, in every other state the end of its session (P16).
+    ByState,
+    /// The owner said that it serves nothing by the epoch that is asserted, and its next try asserts the same.
+    Yielded,
+}
+
 impl Router {
     /// Claims the vDisk of this name if its owner is gone, and begins to open it. `None`: it isn't gone, or the vDisk has
     /// no DTL, or somebody else was quicker.
@@ -54,7 +63,7 @@ impl Router {
         let owner = self.facts.router(read.value.owner).await.map_err(|error| error.to_wire())?;
         let (Some(dtl), Some(owner)) = (dtl, owner) else { return Ok(None) };
         let Some(why) = self.how_gone(&owner.value, &dtl.value).await? else { return Ok(None) };
-        self.claim_from(&read, &dtl, (why, Transaction::new())).await
+        self.claim_from(&read, &dtl, (why, Right::ByState, Transaction::new())).await
     }
 
     /// Claims the vDisk for this reason, together with what else is to be asserted or set, and begins to open it.
@@ -65,7 +74,7 @@ impl Router {
         self: &Arc<Self>,
         read: &Read<VdiskRecord>,
         dtl: &Read<DtlRecord>,
-        (why, also): (&'static str, Transaction),
+        (why, right, also): (&'static str, Right, Transaction),
     ) -> Result<Option<VdiskId>, WireError> {
         let Some(lease) = self.lease.current() else { return Ok(None) };
         let VdiskRecord { vdisk, owner, .. } = read.value;
@@ -76,7 +85,7 @@ impl Router {
         let mine =
             DtlRecord { epoch, session: lease.incarnation(), log_id: 0, ..dtl.value.clone() };
         let mut also = also.assert_session_lives(lease.id(), lease.incarnation());
-        if dtl.value.facts.state != DtlState::InSync {
+        if right == Right::ByState && dtl.value.facts.state != DtlState::InSync {
             let id = key::router_session(owner);
             also = also.assert_session_gone(id, dtl.value.session);
         }

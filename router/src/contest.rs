@@ -5,7 +5,8 @@
 //!  CONTEST(epoch, attachment) ─▶ may it move already? (back-off)
 //!                                CONTESTED ────────────────────────▶ did that edge attach just now, or
 //!                                                                    is room all that is missing? then REFUTED;
-//!                                                                    else: not InSync: hands the vDisk over by itself
+//!                                                                    else: not InSync: hands the vDisk over by itself;
+//!                                                                    it has a gap: YIELDED
 //!                                no answer, or not refuted, InSync:
 //!                                claims like from a dead owner (P16, P18)
 //!  ATTACH ─────────────────────▶
@@ -13,28 +14,45 @@
 //! The claim asserts the records that were read, so of two contests one wins, and one that lingered on its way takes
 //! nothing from a later owner. In a state other than InSync nothing is taken from an owner whose session lives: there only
 //! the session ends its right to read.
+//!
+//! Unless it serves nothing: an owner whose recovery ended at a gap has let go of the epoch of that try for good, and the
+//! next one begins with a claim that asserts the same records (P10). So it yields that epoch, in any state; who contests
+//! must reach all that was promised, as for every claim (L7), and either claim makes the other impossible (L3).
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use arakoon_client::Transaction;
+use model::{Epoch, VdiskId};
 use router_core::contest::{self, Service, Verdict};
 use runtime::clock::boot_now;
 use runtime::rpc::{Call, CallError};
 use wire::WireError;
 use wire::common::Severity;
 use wire::dtl::DtlState;
-use wire::facts::{AttachmentMode, AttachmentsRecord, ContestRecord, Record, VdiskRecord, key};
+use wire::facts::{
+    AttachmentMode, AttachmentsRecord, ContestRecord, DtlRecord, Record, VdiskRecord, key,
+};
 use wire::router::{Contest, Contested, code, method};
 
+use crate::claim::Right;
+use crate::facts::Read;
 use crate::router::Router;
-use crate::state::Serving;
+use crate::state::{Serving, Slot, State};
 
 /// How long the owner has to refute. One that can't answer in this time serves nobody.
 const REFUTE_PATIENCE: Duration = Duration::from_millis(500);
 
 /// How long others wait for what may come of a contest.
 const FROZEN_MAX: Duration = Duration::from_secs(1);
+
+/// What an owner says that doesn't refute.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Said {
+    Nothing,
+    /// It serves nothing by this epoch, and never will.
+    Yielded,
+}
 
 fn refuted(why: impl Into<String>) -> WireError {
     WireError::retry(code::REFUTED, why.into())
@@ -82,9 +100,12 @@ impl Router {
             }
         };
         let contested = Contested { vdisk, epoch, generation: contest.generation, by: self.id };
-        self.ask_owner(owner, &contested).await?;
+        let said = self.ask_owner(owner, &contested).await?;
         let dtl = self.facts.dtl(vdisk).await.map_err(|error| error.to_wire())?;
-        let Some(dtl) = dtl.filter(|dtl| dtl.value.facts.state == DtlState::InSync) else {
+        let claimable = |dtl: &Read<DtlRecord>| {
+            said == Said::Yielded || dtl.value.facts.state == DtlState::InSync
+        };
+        let Some(dtl) = dtl.filter(claimable) else {
             // An owner that is asked hands it over. From one that can't be asked nothing may be taken while its session
             // lives; after that it is claimed as from any that is gone.
             self.claim_from_gone(&contest.name).await?;
@@ -93,7 +114,11 @@ impl Router {
         let key = key::vdisk_contest(vdisk);
         let new = ContestRecord { rounds, by: self.id, epoch: epoch.next() };
         let also = Transaction::new().assert_is(&key, old).set(&key, new.to_record());
-        self.claim_from(&read, &dtl, ("an edge has no service from it", also)).await?;
+        let (why, right) = match said {
+            Said::Yielded => ("it can't recover it, and this router can", Right::Yielded),
+            Said::Nothing => ("an edge has no service from it", Right::ByState),
+        };
+        self.claim_from(&read, &dtl, (why, right, also)).await?;
         Ok(())
     }
 
@@ -107,7 +132,7 @@ impl Router {
         &self,
         owner: model::RouterId,
         contested: &Contested,
-    ) -> Result<(), WireError> {
+    ) -> Result<Said, WireError> {
         let asking = async {
             let connection = self.peers.connection(owner).await?;
             let call = Call::within(REFUTE_PATIENCE);
@@ -115,11 +140,16 @@ impl Router {
         };
         match tokio::time::timeout(REFUTE_PATIENCE, asking).await {
             Ok(Err(CallError::Refused(error))) if error.code == code::REFUTED => Err(error),
+            Ok(Err(CallError::Refused(error))) if error.code == code::YIELDED => {
+                let missing = &error.message;
+                tracing::warn!(%owner, vdisk = %contested.vdisk, missing, "a contested owner can't recover it");
+                Ok(Said::Yielded)
+            }
             Ok(Err(error)) => {
                 tracing::info!(%owner, vdisk = %contested.vdisk, %error, "a contested owner doesn't refute");
-                Ok(())
+                Ok(Said::Nothing)
             }
-            Ok(Ok(())) | Err(_) => Ok(()),
+            Ok(Ok(())) | Err(_) => Ok(Said::Nothing),
         }
     }
 
@@ -146,6 +176,9 @@ impl Router {
         let mut state = self.state();
         let disk_owes = state.sync_since.into_iter().chain(state.preparing).min();
         let disk_full = state.log_problem.is_some();
+        if let Some(yielded) = state.yielded(vdisk, epoch) {
+            return Err(yielded);
+        }
         let serving = state.serving(vdisk)?;
         if serving.core.epoch() != epoch {
             return Err(refuted("the epoch isn't the one that was contested"));
@@ -187,6 +220,17 @@ impl Router {
     }
 }
 
+impl State {
+    /// What an owner says that tried to open the vDisk at this epoch and found a gap.
+    fn yielded(&self, vdisk: VdiskId, epoch: Epoch) -> Option<WireError> {
+        let Some(Slot::Gap(missing)) = self.volumes.get(&vdisk) else { return None };
+        // By a later epoch than that of the gap it may be served in a moment.
+        let known = self.gaps.get(&vdisk).filter(|known| known.epoch == epoch)?;
+        known.dtl.as_ref()?;
+        Some(WireError::refuse(code::YIELDED, missing.clone()))
+    }
+}
+
 impl Serving {
     /// Another router may claim it although this one lives (P16).
     fn is_claimable(&self) -> bool {
@@ -197,7 +241,7 @@ impl Serving {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use model::{AttachmentGeneration, EdgeId, Epoch};
+    use model::{AttachmentGeneration, EdgeId};
     use wire::facts::AttachmentRecord;
 
     #[test]

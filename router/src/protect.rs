@@ -147,7 +147,8 @@ impl Router {
         let (me, epochs, sealed) = (self.id, core.epochs(), sealed.as_slice());
         let judged = judge(&Evidence { me, facts, mode, head, own_last, epochs, sealed });
         if judged.is_err() {
-            let known = KnownGap { log: own_gap, dtl: Some((own_last, epochs.clone())) };
+            let dtl = Some((own_last, epochs.clone()));
+            let known = KnownGap { log: own_gap, dtl, epoch };
             self.state().gaps.insert(vdisk, known);
         }
         let plan = judged?;

@@ -328,6 +328,8 @@ pub struct KnownGap {
     /// Of a vDisk with a DTL: where the own log ends, if that counts, and the first LSNs of epochs that it and the
     /// backend know.
     pub dtl: Option<(Option<Lsn>, BTreeMap<Epoch, Lsn>)>,
+    /// Nothing is served by this one any more: the next try claims another.
+    pub epoch: Epoch,
 }
 
 /// Work that the caller starts after letting go of the lock.

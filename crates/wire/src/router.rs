@@ -52,7 +52,8 @@ pub mod method {
     pub const PREPARE_ADOPTION: u16 = 39;
     /// [`super::Adoption`] → `()`: it is yours by arakoon's record; open it now.
     pub const ADOPT: u16 = 40;
-    /// [`super::Contested`] → `()`, to the owner: an edge says that it gets no service. Refuted by `REFUTED`.
+    /// [`super::Contested`] → `()`, to the owner: an edge says that it gets no service. Refuted by `REFUTED`; an owner that
+    /// can't recover it answers `YIELDED`.
     pub const CONTESTED: u16 = 41;
     /// [`super::RecoverVdisk`] → [`super::Recovery`]: what keeps a vDisk from starting, and to start it without that (L7).
     pub const RECOVER_VDISK: u16 = 42;
@@ -101,6 +102,9 @@ pub mod code {
     pub const REFUTED: u16 = PROTOCOL_BASE + 15;
     /// Class Retry: the vDisk is served on as it was; the message says what stood against the change.
     pub const UNCHANGED: u16 = PROTOCOL_BASE + 16;
+    /// Class Refuse: the contested owner misses something, and serves nothing by this epoch: whoever reaches all of it may
+    /// claim the vDisk. The message says what is missing.
+    pub const YIELDED: u16 = PROTOCOL_BASE + 17;
 }
 
 /// Largest read or write in one request. An edge splits longer ones.

@@ -179,6 +179,8 @@ pub struct Faults {
     pub unreadable: bool,
     /// Requests take effect, but answers don't leave.
     pub mute: bool,
+    /// The owner misses something of its vDisks, until it is contested at another router.
+    pub gap: bool,
 }
 
 #[derive(Debug, Default)]
@@ -186,6 +188,7 @@ pub struct Counters {
     pub flushes: usize,
     pub replayed: usize,
     pub detached: usize,
+    pub contests: usize,
 }
 
 #[derive(Debug)]
@@ -341,7 +344,15 @@ impl Service for Router {
         let body = match (self.part, request.method) {
             (_, method::LIST) => Ok(wire::encode_to_bytes(&state.list())),
             (_, method::LOCATE) => encoded(state.locate(&request)),
+            (Part::Bystander, method::CONTEST) => {
+                state.counters.contests += 1;
+                state.faults.gap = false;
+                Ok(wire::encode_to_bytes(&()))
+            }
             (Part::Bystander, _) => Err(state.elsewhere()),
+            (Part::Owner, method::ATTACH) if state.faults.gap => {
+                Err(refuse(code::GAP, "something is missing"))
+            }
             (Part::Owner, method::ATTACH) => encoded(state.attach(&request)),
             (Part::Owner, method::DETACH) => encoded(state.detach(&request)),
             (Part::Owner, method::REPLAY_COMPLETE) => encoded(state.replay_complete(&request)),

@@ -15,6 +15,7 @@ mod contest;
 mod dtl;
 mod durability;
 mod follow;
+mod gap;
 mod handoff;
 mod loss;
 mod mode;
