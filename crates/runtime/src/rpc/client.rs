@@ -1,5 +1,8 @@
 //! The calling side. A [`Connection`] is one socket with many calls under way; a [`Client`] makes one when needed and
 //! a new one after it broke, never hiding that a call failed: whether to try again is the caller's to know.
+//!
+//! **Deadlines.** Calls have no timer each: the connection's task has one, set to the first of their deadlines or
+//! earlier. Calls of one kind have the same timeout, so a new one seldom sets it anew.
 
 use super::connection::{ConnectionError, FrameReader, OutFrame, greet, write_frames};
 use crate::endpoint::Endpoint;
@@ -7,11 +10,12 @@ use crate::net::connect;
 use crate::peer::{Identity, Peer};
 use bytes::Bytes;
 use std::collections::HashMap;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::Instant;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::time::{Instant, Sleep};
 use wire::frame::Frame;
 use wire::{Decode, Encode, ErrorClass, FrameKind, FrameMeta, Role, WireError};
 
@@ -43,6 +47,8 @@ impl Default for ClientOptions {
     }
 }
 
+/// No call waits for longer, whatever it says.
+const LONGEST: Duration = Duration::from_secs(30 * 24 * 3600);
 /// An idle connection is pinged this often, so that the server knows us alive and we it.
 const IDLE_PING: Duration = Duration::from_secs(30);
 
@@ -120,15 +126,39 @@ impl CallError {
     }
 }
 
+/// Why a call that was sent brought no frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct TimedOut;
+
+struct Waiting {
+    answer: oneshot::Sender<Result<Frame, TimedOut>>,
+    deadline: Instant,
+}
+
 #[derive(Default)]
 struct Pending {
-    calls: HashMap<u64, oneshot::Sender<Frame>>,
+    calls: HashMap<u64, Waiting>,
+    /// When deadlines are looked at next: no call's is earlier.
+    look_at: Option<Instant>,
     closed: bool,
+}
+
+impl Pending {
+    /// Tells those whose time is over.
+    fn look(&mut self, now: Instant) {
+        for (_, late) in self.calls.extract_if(|_, call| call.deadline <= now) {
+            // The caller may have given up in this very moment.
+            let _ = late.answer.send(Err(TimedOut));
+        }
+        self.look_at = self.calls.values().map(|call| call.deadline).min();
+    }
 }
 
 struct Shared {
     endpoint: Endpoint,
     pending: Mutex<Pending>,
+    /// Deadlines are to be looked at earlier than was thought.
+    sooner: Notify,
     next_request: AtomicU64,
     closed: watch::Sender<bool>,
 }
@@ -195,6 +225,7 @@ impl Connection {
         let shared = Arc::new(Shared {
             endpoint: endpoint.clone(),
             pending: Mutex::default(),
+            sooner: Notify::new(),
             next_request: AtomicU64::new(1),
             closed: watch::Sender::new(false),
         });
@@ -246,17 +277,16 @@ impl Connection {
         body: &Q,
         call: Call,
     ) -> Result<impl Future<Output = Result<(A, Bytes), CallError>> + use<Q, A>, CallError> {
-        let timeout = call.timeout;
-        let (request, answer) = self.send(method, body, call.payload, timeout)?;
+        let (request, answer) = self.send(method, body, call)?;
         let forget = Forget(Arc::clone(&self.shared), request);
         let connection = self.clone();
         Ok(async move {
             let _forget = forget;
             let endpoint = || connection.shared.endpoint.clone();
-            let frame = match tokio::time::timeout(timeout, answer).await {
+            let frame = match answer.await {
                 Ok(Ok(frame)) => frame,
-                Ok(Err(_)) => return Err(CallError::Closed { endpoint: endpoint() }),
-                Err(_) => return Err(CallError::Timeout { endpoint: endpoint() }),
+                Ok(Err(TimedOut)) => return Err(CallError::Timeout { endpoint: endpoint() }),
+                Err(_) => return Err(CallError::Closed { endpoint: endpoint() }),
             };
             let protocol = |error: wire::DecodeError| CallError::Protocol {
                 endpoint: endpoint(),
@@ -274,9 +304,8 @@ impl Connection {
         &self,
         method: u16,
         body: &Q,
-        payload: Vec<Bytes>,
-        timeout: Duration,
-    ) -> Result<(u64, oneshot::Receiver<Frame>), CallError> {
+        Call { payload, timeout }: Call,
+    ) -> Result<(u64, oneshot::Receiver<Result<Frame, TimedOut>>), CallError> {
         let request = self.shared.next_request.fetch_add(1, Ordering::Relaxed);
         let deadline_ms = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX).max(1);
         let meta = FrameMeta { kind: FrameKind::Request, method, request, deadline_ms };
@@ -303,7 +332,12 @@ impl Connection {
                 return Err(CallError::Closed { endpoint: endpoint() });
             }
         }
-        pending.calls.insert(request, answer);
+        let deadline = Instant::now() + timeout.min(LONGEST);
+        pending.calls.insert(request, Waiting { answer, deadline });
+        if pending.look_at.is_none_or(|at| deadline < at) {
+            pending.look_at = Some(deadline);
+            self.shared.sooner.notify_one();
+        }
         Ok((request, answered))
     }
 }
@@ -320,20 +354,34 @@ async fn run(
     let mut pinged = heard;
     let mut tick = tokio::time::interval(options.ping_after);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let look = tokio::time::sleep(Duration::ZERO);
+    tokio::pin!(look);
+    let mut look_at = None;
     loop {
         tokio::select! {
+            biased;
+            // First, so that with many frames nothing else is asked for each; the runtime sees to it that others get a turn.
             frame = reader.next() => {
                 let Ok(frame) = frame.inspect_err(|error| log_loss(&shared, error)) else { break };
                 heard = Instant::now();
                 let waiting = shared.pending().calls.remove(&frame.header.request);
-                if let Some(answer) = waiting
+                if let Some(waiting) = waiting
                     && matches!(frame.header.kind, FrameKind::Response | FrameKind::Failure)
                 {
                     // The caller may have given up in this very moment.
-                    let _ = answer.send(frame);
+                    let _ = waiting.answer.send(Ok(frame));
                 }
             }
             _ = &mut writer => break,
+            () = shared.sooner.notified() => set(look.as_mut(), &mut look_at, shared.pending().look_at),
+            () = &mut look, if look_at.is_some() => {
+                let next = {
+                    let mut pending = shared.pending();
+                    pending.look(Instant::now());
+                    pending.look_at
+                };
+                set(look.as_mut(), &mut look_at, next);
+            }
             _ = tick.tick() => {
                 let idle = shared.pending().calls.is_empty();
                 let silence = heard.elapsed();
@@ -353,6 +401,14 @@ async fn run(
     }
     writer.abort();
     shared.close();
+}
+
+/// Sets the timer by which deadlines are looked at.
+fn set(look: Pin<&mut Sleep>, set_to: &mut Option<Instant>, at: Option<Instant>) {
+    if let Some(at) = at {
+        look.reset(at);
+    }
+    *set_to = at;
 }
 
 fn log_loss(shared: &Shared, error: &ConnectionError) {

@@ -14,8 +14,11 @@ use wire::{Decode, Encode, FrameError, FrameHeader, FrameKind, FrameMeta, Hello,
 
 /// A read buffer; many small frames share one, and it lives as long as any payload in it.
 const READ_CHUNK: usize = 128 << 10;
-/// A buffer with less room than this left is replaced: by a new one, as frames taken out still hold on to it.
+/// A buffer with less room than this left is replaced, as frames taken out still hold on to it.
 const READ_ROOM: usize = 8 << 10;
+/// Replaced buffers that are kept until their frames are gone, to be used again: memory fresh from the system costs more
+/// than what is read into it.
+const USED_MAX: usize = 2;
 /// Frames that one vectored write takes along.
 const WRITE_BATCH: usize = 64;
 /// Pieces of one vectored write: a read of 1 MiB is answered in 256.
@@ -75,11 +78,14 @@ impl OutFrame {
 pub(crate) struct FrameReader {
     io: BoxRead,
     buffer: BytesMut,
+    /// What the buffer was made for.
+    size: usize,
+    used: VecDeque<BytesMut>,
 }
 
 impl FrameReader {
     pub(crate) fn new(io: BoxRead) -> Self {
-        Self { io, buffer: BytesMut::new() }
+        Self { io, buffer: BytesMut::new(), size: 0, used: VecDeque::new() }
     }
 
     /// The next frame, verified. Cancel-safe: bytes read so far stay in the buffer.
@@ -94,11 +100,35 @@ impl FrameReader {
         Ok(Frame { header, body, payload: rest })
     }
 
+    /// Makes room for so many bytes: in this buffer if no frame holds on to it, in one used before, or in a new one.
+    fn renew(&mut self, room: usize) {
+        if self.buffer.try_reclaim(room) {
+            return;
+        }
+        let wanted = self.buffer.len() + room;
+        let free = self.used.iter_mut().position(|used| used.try_reclaim(wanted));
+        let free = free.and_then(|at| self.used.remove(at));
+        let mut next = free.unwrap_or_else(|| BytesMut::with_capacity(wanted));
+        next.extend_from_slice(&self.buffer);
+        let mut last = std::mem::replace(&mut self.buffer, next);
+        last.clear();
+        // One made for a large frame isn't kept (L8).
+        let is_usual = self.size <= 2 * READ_CHUNK;
+        self.size = wanted;
+        if is_usual {
+            // The oldest goes: what holds on to it for so long may do so for ever.
+            if self.used.len() == USED_MAX {
+                self.used.pop_front();
+            }
+            self.used.push_back(last);
+        }
+    }
+
     async fn fill(&mut self, want: usize) -> Result<(), ConnectionError> {
         while self.buffer.len() < want {
             let missing = want - self.buffer.len();
             if self.buffer.capacity() - self.buffer.len() < missing.max(READ_ROOM) {
-                self.buffer.reserve(missing.max(READ_CHUNK));
+                self.renew(missing.max(READ_CHUNK));
             }
             match self.io.read_buf(&mut self.buffer).await {
                 Ok(0) => return Err(ConnectionError::Closed),

@@ -282,16 +282,31 @@ impl Context {
         let _lost = Closing(Arc::clone(&requests));
         let units = self.options.payload_bytes_max.div_ceil(PAYLOAD_UNIT);
         let payloads = Arc::new(Semaphore::new(units));
+        let mut heard = Instant::now();
+        let silence = tokio::time::sleep_until(heard + SILENCE_MAX);
+        tokio::pin!(silence);
         loop {
-            let frame = match tokio::time::timeout(SILENCE_MAX, reader.next()).await {
-                Ok(Ok(frame)) => frame,
-                Ok(Err(super::connection::ConnectionError::Closed)) => return,
-                Ok(Err(error)) => {
+            // One timer for all frames, set anew only when it goes off.
+            let frame = tokio::select! {
+                biased;
+                frame = reader.next() => frame,
+                () = &mut silence => {
+                    if heard.elapsed() >= SILENCE_MAX {
+                        return;
+                    }
+                    silence.as_mut().reset(heard + SILENCE_MAX);
+                    continue;
+                }
+            };
+            let frame = match frame {
+                Ok(frame) => frame,
+                Err(super::connection::ConnectionError::Closed) => return,
+                Err(error) => {
                     tracing::info!(peer = %peer.name, %error, "connection lost");
                     return;
                 }
-                Err(_) => return,
             };
+            heard = Instant::now();
             match frame.header.kind {
                 FrameKind::Ping => {
                     let _ = queue.try_send(OutFrame::empty(FrameKind::Pong, frame.header.request));

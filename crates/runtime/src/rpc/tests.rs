@@ -130,6 +130,48 @@ async fn failures_say_what_the_caller_can_do() {
     shutdown.trigger();
 }
 
+/// One timer serves all calls of a connection.
+#[tokio::test]
+async fn every_call_keeps_its_own_deadline_whatever_others_wait_for() {
+    let (endpoint, _shutdown) = start("127.0.0.1:0", None).await;
+    let client = client(&endpoint, &identity(Role::AlbaProxy, "c1", None));
+    let connection = client.connection().await.unwrap();
+    let never = |timeout| connection.begin::<_, ()>(NEVER, &(), Call::within(timeout)).unwrap();
+    let mut patient = std::pin::pin!(never(Duration::from_secs(3600)));
+    // Twice: the timer is set anew after it went off, with a patient call under way.
+    for _ in 0..2 {
+        let begin = tokio::time::Instant::now();
+        let hasty = Duration::from_millis(50);
+        let both = async { tokio::join!(never(hasty), never(hasty * 2)) };
+        let (first, second) = tokio::time::timeout(WITHIN, both).await.expect("their deadlines");
+        for error in [first.unwrap_err(), second.unwrap_err()] {
+            assert!(matches!(error, CallError::Timeout { .. }), "{error}");
+        }
+        assert!(hasty * 2 <= begin.elapsed());
+    }
+    echo(&client, 1).await.unwrap();
+    let waits = tokio::time::timeout(Duration::ZERO, patient.as_mut()).await;
+    assert!(waits.is_err(), "nothing ended the patient one");
+}
+
+/// Read buffers are used again, but never while somebody holds what was read into them.
+#[tokio::test]
+async fn answers_that_are_kept_stay_what_they_were() {
+    let (endpoint, _shutdown) = start("127.0.0.1:0", None).await;
+    let client = client(&endpoint, &identity(Role::AlbaProxy, "c1", None));
+    let mut kept = Vec::new();
+    for number in 0..400_u64 {
+        let len = usize::try_from(1000 + number * 7919 % 60_000).unwrap();
+        let payload = Bytes::from(vec![u8::try_from(number % 251).unwrap(); len]);
+        let call = Call::with_payload(payload.clone(), WITHIN);
+        let (_, answer): (u64, Bytes) = client.call(ECHO, &number, call).await.unwrap();
+        if number % 5 == 0 {
+            kept.push((answer, payload));
+        }
+    }
+    assert!(kept.iter().all(|(answer, payload)| answer == payload));
+}
+
 #[tokio::test]
 async fn a_call_under_way_ends_when_the_server_goes() {
     let (endpoint, shutdown) = start("127.0.0.1:0", None).await;
