@@ -9,7 +9,10 @@
 //! Buffered I/O and fdatasync; direct I/O would go behind [`SegmentDisk::write`] and [`Files::read_at`].
 
 use asd_core::disk::{Disk, DiskError, FileId, ReadAt};
+use asd_core::index::Entry;
+use asd_core::record::Header;
 use bytes::Bytes;
+use quick_cache::Weighter;
 use rustix::fs::FallocateFlags;
 use rustix::io::{Errno, ReadWriteFlags};
 use std::cell::Cell;
@@ -22,6 +25,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Files that are kept open.
 const OPEN_MAX: usize = 128;
+/// Bytes of record headers that are remembered: those of some GiB of fragments of 1 MiB.
+const HEADERS_BYTES: u64 = 8 << 20;
+const HEADERS_EXPECTED: usize = 4096;
 /// Pieces of one vectored write; the kernel takes 1024.
 const PIECES_MAX: usize = 512;
 
@@ -31,11 +37,25 @@ struct Cache {
     uses: u64,
 }
 
+/// Which record: lap, offset, sequence.
+type RecordId = (u64, u64, u64);
+
+#[derive(Debug, Clone)]
+struct ByBytes;
+
+impl Weighter<RecordId, Arc<Header>> for ByBytes {
+    fn weight(&self, _: &RecordId, header: &Arc<Header>) -> u64 {
+        200 + model::u64_of(header.header_len())
+    }
+}
+
 /// The directory of segment files.
 #[derive(Debug)]
 pub(crate) struct Files {
     dir: PathBuf,
     cache: Mutex<Cache>,
+    /// Headers of records read lately.
+    headers: quick_cache::sync::Cache<RecordId, Arc<Header>, ByBytes>,
 }
 
 pub(crate) fn disk_error(error: &io::Error) -> DiskError {
@@ -62,7 +82,9 @@ impl Files {
                 File::open(parent)?.sync_all()?;
             }
         }
-        Ok(Arc::new(Self { dir: dir.to_owned(), cache: Mutex::default() }))
+        let headers =
+            quick_cache::sync::Cache::with_weighter(HEADERS_EXPECTED, HEADERS_BYTES, ByBytes);
+        Ok(Arc::new(Self { dir: dir.to_owned(), cache: Mutex::default(), headers }))
     }
 
     pub(crate) fn list(&self) -> io::Result<Vec<(FileId, u64)>> {
@@ -142,6 +164,19 @@ impl ReadAt for Cached<'_> {
         self.blocked.set(true);
         Err(DiskError::Io("not in memory".to_owned()))
     }
+
+    // Only here: what goes to the disk anyway, verification above all, looks at the header that is there.
+    fn remembered(&self, entry: &Entry) -> Option<Arc<Header>> {
+        self.files.headers.get(&record_id(entry))
+    }
+
+    fn remember(&self, entry: &Entry, header: &Arc<Header>) {
+        self.files.headers.insert(record_id(entry), Arc::clone(header));
+    }
+}
+
+const fn record_id(entry: &Entry) -> RecordId {
+    (entry.at.lap.0, entry.at.offset, entry.seq)
 }
 
 /// The writing side.

@@ -115,15 +115,22 @@ impl Lookup for RocksIndex {
 
 /// The index as far as it is in memory: what would take a read from the disk sets `blocked` instead.
 pub(crate) struct InMemory<'a> {
-    pub index: &'a RocksIndex,
-    pub blocked: &'a Cell<bool>,
+    index: &'a RocksIndex,
+    blocked: &'a Cell<bool>,
+    options: ReadOptions,
+}
+
+impl<'a> InMemory<'a> {
+    pub(crate) fn new(index: &'a RocksIndex, blocked: &'a Cell<bool>) -> Self {
+        let mut options = ReadOptions::default();
+        options.set_read_tier(ReadTier::BlockCache);
+        Self { index, blocked, options }
+    }
 }
 
 impl Lookup for InMemory<'_> {
     fn get(&self, key: &[u8]) -> Result<Option<Entry>, IndexError> {
-        let mut options = ReadOptions::default();
-        options.set_read_tier(ReadTier::BlockCache);
-        let found = self.index.db.get_pinned_opt(key_of(key), &options).map_err(|error| {
+        let found = self.index.db.get_pinned_opt(key_of(key), &self.options).map_err(|error| {
             if error.kind() == ErrorKind::Incomplete {
                 self.blocked.set(true);
             }

@@ -1,5 +1,8 @@
 //! The read threads: gets, lists and verifications, side by side with the disk thread and without a lock.
 //!
+//! A small get is tried on the thread that took it: what is in memory is read there and then, and only the rest is put in
+//! line, item by item, so that all threads work at it; the last one answers ([`Together`]).
+//!
 //! Every byte that leaves was checked against the checksum stored with it (L5); what fails is counted, logged once here, and
 //! answered as corrupt, for the caller to rebuild from the other fragments.
 
@@ -18,9 +21,10 @@ use runtime::clock::boot_now;
 use runtime::rpc::Responder;
 use std::cell::Cell;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use tokio::time::Instant;
 use wire::asd::{
-    GetResult, GetResults, GetStatus, List, Listing, MultiGet, Verify, VerifyResults,
+    GetItem, GetResult, GetResults, GetStatus, List, Listing, MultiGet, Verify, VerifyResults,
     code as asd_code,
 };
 use wire::error::code;
@@ -28,8 +32,8 @@ use wire::{ErrorClass, WireError};
 
 /// Entries of one listing; with the longest keys they still fit the body of a frame.
 const LIST_MAX: usize = 4096;
-/// Most bytes of a get that is tried without putting it in line.
-const FROM_MEMORY_MAX: u64 = 64 << 10;
+/// Most bytes of a get that is tried without putting it in line: sixteen raw frames of a SCO.
+const FROM_MEMORY_MAX: u64 = 320 << 10;
 /// Entries looked at between two.
 const PAGE: usize = 256;
 
@@ -39,10 +43,25 @@ pub(crate) enum ReadRequest {
     Verify(Verify),
 }
 
-pub(crate) struct ReadJob {
+pub(crate) struct Whole {
     pub request: ReadRequest,
     pub deadline: Option<Instant>,
     pub responder: Responder,
+}
+
+pub(crate) enum ReadJob {
+    Whole(Whole),
+    /// One item, by its number.
+    Item(Arc<Together>, usize),
+}
+
+impl ReadJob {
+    pub(crate) fn fail(self, error: WireError) {
+        match self {
+            Self::Whole(whole) => whole.responder.fail(error),
+            Self::Item(together, _) => together.fail(error),
+        }
+    }
 }
 
 /// Runs until the queue is closed and empty.
@@ -69,43 +88,125 @@ pub(crate) fn index_failed(error: &IndexError) -> WireError {
 }
 
 fn serve(shared: &Shared, job: ReadJob) {
-    if is_too_late(job.deadline) {
-        return job.responder.fail(too_late());
+    let deadline = match &job {
+        ReadJob::Whole(whole) => whole.deadline,
+        ReadJob::Item(together, _) => together.deadline,
+    };
+    if is_too_late(deadline) {
+        return job.fail(too_late());
     }
     let Some(index) = shared.index() else {
         let message = "the disk is being read; try again or use another";
-        return job.responder.fail(WireError::retry(asd_code::RECOVERING, message));
+        return job.fail(WireError::retry(asd_code::RECOVERING, message));
     };
     let reader = Reader { shared, index: &index, files: &*shared.files };
-    match job.request {
+    let Whole { request, responder, .. } = match job {
+        ReadJob::Whole(whole) => whole,
+        ReadJob::Item(together, number) => return reader.read_along(&together, number),
+    };
+    match request {
         ReadRequest::Get(get) => match reader.get(&get) {
-            Ok((results, payload)) => job.responder.reply_parts(&results, payload),
-            Err(error) => job.responder.fail(error),
+            Ok((results, payload)) => responder.reply_parts(&results, payload),
+            Err(error) => responder.fail(error),
         },
         ReadRequest::List(list) => {
             let listing = list_of(&index, &list).map_err(|error| index_failed(&error));
-            job.responder.finish(listing);
+            responder.finish(listing);
         }
-        ReadRequest::Verify(verify) => job.responder.finish(reader.verify(&verify)),
+        ReadRequest::Verify(verify) => responder.finish(reader.verify(&verify)),
     }
 }
 
-/// Answers a small get at once if all of it is in memory; else gives it back, to be put in line. Handing a read from
-/// thread to thread costs more than such a read.
-pub(crate) fn serve_from_memory(
-    shared: &Shared,
-    get: &MultiGet,
-) -> Option<Result<(GetResults, Vec<Bytes>), WireError>> {
+/// What a get brings, item by item; `None` where somebody still has to read.
+type Readings = Vec<Option<Reading>>;
+
+/// A get of which something isn't in memory, until its last item is read.
+pub(crate) struct Together {
+    get: MultiGet,
+    deadline: Option<Instant>,
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    readings: Readings,
+    /// Until it is answered.
+    responder: Option<Responder>,
+}
+
+impl Together {
+    fn fail(&self, error: WireError) {
+        let responder = self.lock().responder.take();
+        if let Some(responder) = responder {
+            responder.fail(error);
+        }
+    }
+
+    /// The last one to come gets all.
+    fn put(&self, number: usize, reading: Reading) -> Option<(Vec<Reading>, Responder)> {
+        let mut inner = self.lock();
+        inner.readings[number] = Some(reading);
+        if inner.readings.iter().any(Option::is_none) {
+            return None;
+        }
+        let readings = std::mem::take(&mut inner.readings).into_iter().flatten().collect();
+        inner.responder.take().map(|responder| (readings, responder))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
+        // Changes are single steps, so a panic elsewhere leaves a usable state.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A get that was tried on the thread that took it.
+pub(crate) enum Tried {
+    Answered(Result<(GetResults, Vec<Bytes>), WireError>),
+    /// Something isn't in memory.
+    Partly(Readings),
+    /// It isn't for this thread.
+    No,
+}
+
+/// Answers a small get at once if all of it is in memory. Handing a read from thread to thread costs more than such a
+/// read.
+pub(crate) fn try_from_memory(shared: &Shared, get: &MultiGet) -> Tried {
     let bytes: u64 = get.items.iter().map(|item| u64::from(item.len)).sum();
     if bytes > FROM_MEMORY_MAX {
-        return None;
+        return Tried::No;
     }
-    let index = shared.index()?;
+    let Some(index) = shared.index() else { return Tried::No };
     let blocked = Cell::new(false);
-    let index = InMemory { index: &index, blocked: &blocked };
+    let index = InMemory::new(&index, &blocked);
     let files = Cached { files: &shared.files, blocked: &blocked };
-    let blocked = || blocked.get();
-    Reader { shared, index: &index, files: &files }.get_unless(get, blocked)
+    let reader = Reader { shared, index: &index, files: &files };
+    let mut readings = Vec::with_capacity(get.items.len());
+    for item in &get.items {
+        let reading = reader.read(item);
+        // Nothing that it came upon without the disk counts then.
+        readings.push(match (blocked.replace(false), reading) {
+            (true, _) => None,
+            (false, Ok(reading)) => Some(reading),
+            (false, Err(error)) => return Tried::Answered(Err(error)),
+        });
+    }
+    if readings.iter().any(Option::is_none) {
+        return Tried::Partly(readings);
+    }
+    Tried::Answered(reader.answer(get, readings.into_iter().flatten()))
+}
+
+/// The jobs for what is missing.
+pub(crate) fn the_rest(
+    get: MultiGet,
+    readings: Readings,
+    deadline: Option<Instant>,
+    responder: Responder,
+) -> Vec<ReadJob> {
+    let missing = (0..).zip(&readings).filter(|(_, reading)| reading.is_none());
+    let missing: Vec<usize> = missing.map(|(number, _)| number).collect();
+    let inner = Mutex::new(Inner { readings, responder: Some(responder) });
+    let together = Arc::new(Together { get, deadline, inner });
+    missing.into_iter().map(|number| ReadJob::Item(Arc::clone(&together), number)).collect()
 }
 
 struct Reader<'a, I, F> {
@@ -116,40 +217,42 @@ struct Reader<'a, I, F> {
 
 impl<I: Lookup, F: ReadAt> Reader<'_, I, F> {
     fn get(&self, get: &MultiGet) -> Result<(GetResults, Vec<Bytes>), WireError> {
-        self.get_unless(get, || false).expect("nothing stops it")
+        let readings: Vec<Reading> =
+            get.items.iter().map(|item| self.read(item)).collect::<Result<_, _>>()?;
+        self.answer(get, readings)
     }
 
-    /// `None` as soon as `stop` says so; nothing it came upon is counted or told then.
-    fn get_unless(
-        &self,
-        get: &MultiGet,
-        stop: impl Fn() -> bool,
-    ) -> Option<Result<(GetResults, Vec<Bytes>), WireError>> {
-        let mut readings = Vec::with_capacity(get.items.len());
-        for item in &get.items {
-            let want = Want { offset: item.offset, len: item.len };
-            let reading = read(self.index, self.files, self.shared.osd, &item.key, want);
-            if stop() {
-                return None;
-            }
-            match reading {
-                Ok(reading) => readings.push((reading, &item.key)),
-                Err(error) => return Some(Err(index_failed(&error))),
+    fn read(&self, item: &GetItem) -> Result<Reading, WireError> {
+        let want = Want { offset: item.offset, len: item.len };
+        read(self.index, self.files, self.shared.osd, &item.key, want)
+            .map_err(|error| index_failed(&error))
+    }
+
+    /// One item of a get; answers when it is the last.
+    fn read_along(&self, together: &Together, number: usize) {
+        let last = match self.read(&together.get.items[number]) {
+            Ok(reading) => together.put(number, reading),
+            Err(error) => return together.fail(error),
+        };
+        if let Some((readings, responder)) = last {
+            match self.answer(&together.get, readings) {
+                Ok((results, payload)) => responder.reply_parts(&results, payload),
+                Err(error) => responder.fail(error),
             }
         }
-        Some(self.answer(readings))
     }
 
     fn answer(
         &self,
-        readings: Vec<(Reading, &Bytes)>,
+        get: &MultiGet,
+        readings: impl IntoIterator<Item = Reading>,
     ) -> Result<(GetResults, Vec<Bytes>), WireError> {
-        let gets = model::u64_of(readings.len());
-        self.shared.read_counters.gets.fetch_add(gets, Ordering::Relaxed);
-        let (mut results, mut payload) = (Vec::with_capacity(readings.len()), Vec::new());
+        let count = get.items.len();
+        self.shared.read_counters.gets.fetch_add(model::u64_of(count), Ordering::Relaxed);
+        let (mut results, mut payload) = (Vec::with_capacity(count), Vec::with_capacity(count));
         let mut room = model::usize_of(wire::frame::PAYLOAD_MAX.into());
-        for (reading, key) in readings {
-            self.note(key, &reading);
+        for (reading, item) in readings.into_iter().zip(&get.items) {
+            self.note(&item.key, &reading);
             let (result, bytes) = result_of(reading);
             if let Some(bytes) = bytes {
                 room = room.checked_sub(bytes.len()).ok_or_else(|| {

@@ -4,7 +4,7 @@
 //! answered at once and never written.
 
 use crate::queue::Refused;
-use crate::reader::{self, ReadJob, ReadRequest};
+use crate::reader::{self, ReadJob, ReadRequest, Tried, Whole};
 use crate::shared::Shared;
 use crate::writer::{WriteJob, WriteRequest};
 use asd_core::crc;
@@ -103,16 +103,29 @@ impl Server {
     }
 
     fn get(&self, request: &Request, responder: Responder) {
+        let (get, bytes) = match read_get(request) {
+            Ok(checked) => checked,
+            Err(error) => return responder.fail(error),
+        };
+        let (priority, deadline) = (get.priority, request.deadline);
         // Maintenance keeps to its share, which the line sees to.
-        if let Ok((ReadRequest::Get(get), Priority::Client, _)) = read_get(request)
-            && let Some(answer) = reader::serve_from_memory(&self.shared, &get)
-        {
-            return match answer {
-                Ok((results, payload)) => responder.reply_parts(&results, payload),
-                Err(error) => responder.fail(error),
-            };
+        let tried = match priority {
+            Priority::Client => reader::try_from_memory(&self.shared, &get),
+            Priority::Maintenance => Tried::No,
+        };
+        match tried {
+            Tried::Answered(Ok((results, payload))) => responder.reply_parts(&results, payload),
+            Tried::Answered(Err(error)) => responder.fail(error),
+            Tried::Partly(readings) => {
+                for job in reader::the_rest(get, readings, deadline, responder) {
+                    self.push(job, priority, READ_COST);
+                }
+            }
+            Tried::No => {
+                let request = ReadRequest::Get(get);
+                self.push(ReadJob::Whole(Whole { request, deadline, responder }), priority, bytes);
+            }
         }
-        self.read(request, responder, read_get);
     }
 
     fn read(
@@ -123,12 +136,16 @@ impl Server {
     ) {
         match check(request) {
             Ok((work, priority, bytes)) => {
-                let job = ReadJob { request: work, deadline: request.deadline, responder };
-                if let Err(Refused(job)) = self.shared.reads.push(job, priority, bytes) {
-                    job.responder.fail(busy());
-                }
+                let job = Whole { request: work, deadline: request.deadline, responder };
+                self.push(ReadJob::Whole(job), priority, bytes);
             }
             Err(error) => responder.fail(error),
+        }
+    }
+
+    fn push(&self, job: ReadJob, priority: Priority, bytes: u64) {
+        if let Err(Refused(job)) = self.shared.reads.push(job, priority, bytes) {
+            job.fail(busy());
         }
     }
 }
@@ -144,14 +161,14 @@ fn bad(problem: impl Into<String>) -> WireError {
     WireError::refuse(code::BAD_MESSAGE, problem)
 }
 
-fn read_get(request: &Request) -> Result<CheckedRead, WireError> {
+/// A get, and its cost in bytes.
+fn read_get(request: &Request) -> Result<(MultiGet, u64), WireError> {
     let get = request.decode::<MultiGet>()?;
     check_count(get.items.len())?;
     // What is read to its end costs a guess.
     let cost = |len: u32| if len == u32::MAX { 1 << 20 } else { u64::from(len).max(READ_COST) };
     let bytes = get.items.iter().map(|item| cost(item.len)).sum();
-    let priority = get.priority;
-    Ok((ReadRequest::Get(get), priority, bytes))
+    Ok((get, bytes))
 }
 
 fn read_verify(request: &Request) -> Result<CheckedRead, WireError> {

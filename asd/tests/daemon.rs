@@ -306,6 +306,60 @@ async fn a_flipped_byte_is_found_counted_and_shown() {
     daemon.stop().await;
 }
 
+#[tokio::test]
+async fn a_damaged_header_is_found_by_a_verification_though_reads_remember_it() {
+    let dir = TempDir::new().unwrap();
+    let daemon = Daemon::start(config(dir.path()), dir.path()).await;
+    let asd = &daemon.asd;
+    let data = data(1, 100_000);
+    let key = "a key that is in no data";
+    asd.put(key, &data).await;
+    let verify = async || {
+        let verify = wire::asd::Verify { keys: vec![Bytes::from_static(key.as_bytes())] };
+        asd.call::<_, wire::asd::VerifyResults>(method::VERIFY, &verify).await.results
+    };
+    for _ in 0..2 {
+        let (result, bytes) = asd.get_range(key, 40_000, 5000).await;
+        assert_eq!((result.status, &bytes[..]), (GetStatus::Found, &data[40_000..45_000]));
+    }
+    assert_eq!(verify().await, [GetStatus::Found]);
+    flip(dir.path(), key.as_bytes());
+    assert_eq!(verify().await, [GetStatus::Corrupt]);
+    daemon.stop().await;
+}
+
+#[tokio::test]
+async fn a_get_of_many_fragments_answers_each_in_its_place() {
+    let dir = TempDir::new().unwrap();
+    let daemon = Daemon::start(config(dir.path()), dir.path()).await;
+    let asd = &daemon.asd;
+    for number in 0..10 {
+        asd.put(&format!("key {number}"), &data(number, 50_000)).await;
+    }
+    let item = |number: u32| GetItem {
+        key: Bytes::from(format!("key {number}")),
+        offset: number * 1000,
+        len: 10_000,
+    };
+    let get = MultiGet { priority: Priority::Client, items: (0..12).map(item).collect() };
+    let call = Call::within(PATIENCE);
+    let (answer, mut rest): (GetResults, Bytes) =
+        asd.client.call(method::MULTI_GET, &get, call).await.unwrap();
+    for (number, result) in (0..).zip(&answer.results) {
+        if number >= 10 {
+            assert_eq!(result.status, GetStatus::Absent);
+            continue;
+        }
+        let start = model::usize_of(u64::from(number) * 1000);
+        let bytes = rest.split_to(model::usize_of(result.len.into()));
+        assert_eq!(bytes, data(number, 50_000)[start..start + 10_000], "fragment {number}");
+        assert_eq!(result.checksum, crc32c(&bytes));
+    }
+    assert!(rest.is_empty());
+    assert_eq!(asd.stats().await.gets, 12);
+    daemon.stop().await;
+}
+
 async fn all(asd: &Asd) -> BTreeMap<Bytes, Bytes> {
     let mut all = BTreeMap::new();
     for (key, _) in asd.list().await {

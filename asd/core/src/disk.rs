@@ -4,8 +4,11 @@
 //! weakest that real disks give: a write that was not synced may be lost, torn at sectors, or land after a later one;
 //! a failed sync leaves what it covered unknown, and it is never asked to vouch for those bytes again.
 
+use crate::index::Entry;
+use crate::record::Header;
 use bytes::Bytes;
 use std::fmt;
+use std::sync::Arc;
 
 /// Smallest unit that a disk writes whole.
 pub const SECTOR: usize = 512;
@@ -44,6 +47,15 @@ pub trait ReadAt {
     /// # Errors
     /// When they can't be read, also when the file is shorter.
     fn read_at(&self, file: FileId, offset: u64, len: usize) -> Result<Vec<u8>, DiskError>;
+
+    /// The header of this entry's record, if it was read and found good before and is still remembered. A place of a lap is
+    /// written once, so what was true of the record stays true.
+    fn remembered(&self, _entry: &Entry) -> Option<Arc<Header>> {
+        None
+    }
+
+    /// Such a header was read: to be remembered, or not.
+    fn remember(&self, _entry: &Entry, _header: &Arc<Header>) {}
 }
 
 /// Everything the store does to a disk.

@@ -1,7 +1,8 @@
 //! Reading a fragment, or part of one, so that every byte returned was checked (L5).
 //!
 //! The index says where the record begins; its header, checked against its own checksum and the key, brings the block
-//! checksums; of the data exactly the touched 4 KiB blocks are read and checked.
+//! checksums; of the data exactly the touched 4 KiB blocks are read and checked. A disk may remember headers, then the
+//! blocks alone are read.
 //!
 //! Readers hold no lock: while one reads, compaction may move the record and the segment may be reused. Then the header
 //! is another one and the answer is [`Reading::Elsewhere`]: ask the index again. The same answer twice for the same place
@@ -15,6 +16,7 @@ use crate::index::{Entry, IndexError, Lookup};
 use crate::record::{Header, Kind, header_len};
 use bytes::Bytes;
 use model::OsdId;
+use std::sync::Arc;
 use wire::asd::{BLOCK, GetStatus};
 
 /// A gap between header and first wanted block that is read along rather than read around.
@@ -114,17 +116,25 @@ pub fn read_at(disk: &impl ReadAt, osd: OsdId, key: &[u8], entry: &Entry, want: 
     let (first, last) = (start / BLOCK, end.div_ceil(BLOCK));
     let (from, to) = (first * BLOCK, (last * BLOCK).min(total));
     let head = header_len(key.len(), total);
-    let along = from <= READ_ALONG;
-    let bytes =
-        match disk.read_at(entry.at.file, entry.at.offset, if along { head + to } else { head }) {
-            Ok(bytes) => Bytes::from(bytes),
-            Err(error) => return failed(total_len, &error),
-        };
-    let Some(checksums) = checksums_of(&bytes, osd, key, entry) else {
-        return Reading::Elsewhere;
+    let remembered = disk.remembered(entry).filter(|header| is_of(header, key, entry));
+    let along = remembered.is_none() && from <= READ_ALONG;
+    let (header, read_along) = match remembered {
+        Some(header) => (header, Bytes::new()),
+        None => {
+            let len = if along { head + to } else { head };
+            let bytes = match disk.read_at(entry.at.file, entry.at.offset, len) {
+                Ok(bytes) => Bytes::from(bytes),
+                Err(error) => return failed(total_len, &error),
+            };
+            let Some(header) = header_of(&bytes, osd, key, entry).map(Arc::new) else {
+                return Reading::Elsewhere;
+            };
+            disk.remember(entry, &header);
+            (header, bytes)
+        }
     };
     let blocks = if along {
-        bytes.slice(head + from..)
+        read_along.slice(head + from..)
     } else {
         let offset = entry.at.offset + model::u64_of(head + from);
         match disk.read_at(entry.at.file, offset, to - from) {
@@ -132,11 +142,12 @@ pub fn read_at(disk: &impl ReadAt, osd: OsdId, key: &[u8], entry: &Entry, want: 
             Err(error) => return failed(total_len, &error),
         }
     };
-    for ((number, block), sum) in (first..).zip(blocks.chunks(BLOCK)).zip(&checksums[first..last]) {
+    let checksums = &header.checksums[first..last];
+    for ((number, block), sum) in (first..).zip(blocks.chunks(BLOCK)).zip(checksums) {
         if crc::crc32c(block) != *sum {
             // Between reading header and blocks the segment may have been reused: look at the header once more.
             let again = disk.read_at(entry.at.file, entry.at.offset, head);
-            let moved = again.is_ok_and(|bytes| checksums_of(&bytes, osd, key, entry).is_none());
+            let moved = again.is_ok_and(|bytes| header_of(&bytes, osd, key, entry).is_none());
             if moved {
                 return Reading::Elsewhere;
             }
@@ -161,7 +172,8 @@ pub fn stored_checksums(
 ) -> Result<Vec<u32>, DiskError> {
     let head = header_len(key.len(), model::usize_of(entry.data_len.into()));
     let bytes = disk.read_at(entry.at.file, entry.at.offset, head)?;
-    checksums_of(&bytes, osd, key, entry)
+    header_of(&bytes, osd, key, entry)
+        .map(|header| header.checksums)
         .ok_or_else(|| DiskError::Io("record header is damaged".to_owned()))
 }
 
@@ -175,12 +187,127 @@ fn failed(total_len: u32, error: &DiskError) -> Reading {
     }
 }
 
-fn checksums_of(bytes: &[u8], osd: OsdId, key: &[u8], entry: &Entry) -> Option<Vec<u32>> {
+fn header_of(bytes: &[u8], osd: OsdId, key: &[u8], entry: &Entry) -> Option<Header> {
     let header = Header::decode(bytes, osd, entry.at.offset).ok()?;
-    let ours = header.kind == Kind::Put
+    is_of(&header, key, entry).then_some(header)
+}
+
+/// Whether a header found where `entry` points is the one that it means.
+fn is_of(header: &Header, key: &[u8], entry: &Entry) -> bool {
+    header.kind == Kind::Put
         && header.key[..] == *key
         && header.lap == entry.at.lap
+        && header.offset == entry.at.offset
         && header.seq == entry.seq
-        && header.data_len == entry.data_len;
-    ours.then_some(header.checksums)
+        && header.data_len == entry.data_len
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk::FileId;
+    use crate::index::Location;
+    use model::Lap;
+    use std::cell::{Cell, RefCell};
+
+    /// One file, and the header that was read last.
+    struct Remembering {
+        bytes: RefCell<Vec<u8>>,
+        header: RefCell<Option<Arc<Header>>>,
+        reads: Cell<usize>,
+    }
+
+    impl ReadAt for Remembering {
+        fn read_at(&self, _: FileId, offset: u64, len: usize) -> Result<Vec<u8>, DiskError> {
+            self.reads.set(self.reads.get() + 1);
+            let at = model::usize_of(offset);
+            Ok(self.bytes.borrow()[at..at + len].to_vec())
+        }
+
+        fn remembered(&self, _: &Entry) -> Option<Arc<Header>> {
+            self.header.borrow().clone()
+        }
+
+        fn remember(&self, _: &Entry, header: &Arc<Header>) {
+            *self.header.borrow_mut() = Some(Arc::clone(header));
+        }
+    }
+
+    const OSD: OsdId = OsdId(9);
+    const KEY: &[u8] = b"key";
+    /// Far enough behind the header to be read on its own.
+    const FAR: Want = Want { offset: 20_000, len: 5000 };
+
+    fn header(lap: u64, seq: u64, data: &[u8]) -> Header {
+        Header {
+            kind: Kind::Put,
+            key: Bytes::from_static(KEY),
+            data_len: model::u32_of(data.len()),
+            number: 0,
+            osd: OSD,
+            lap: Lap(lap),
+            offset: 0,
+            seq,
+            synced: 0,
+            prev_end: 0,
+            checksums: crc::blocks(data),
+        }
+    }
+
+    fn record(header: &Header, data: &[u8]) -> Vec<u8> {
+        [&header.encode(), data].concat()
+    }
+
+    fn entry(header: &Header) -> Entry {
+        let at = Location { lap: header.lap, offset: 0, file: FileId(1) };
+        Entry { kind: Kind::Put, seq: header.seq, at, data_len: header.data_len, stale: 0 }
+    }
+
+    fn data(salt: usize) -> Vec<u8> {
+        (0..40_000_usize).map(|i| u8::try_from((i * 7 + i / 4096 + salt) % 251).unwrap()).collect()
+    }
+
+    fn disk(header: &Header, data: &[u8]) -> Remembering {
+        let bytes = RefCell::new(record(header, data));
+        Remembering { bytes, header: RefCell::default(), reads: Cell::new(0) }
+    }
+
+    #[test]
+    fn with_its_header_remembered_only_the_blocks_of_a_fragment_are_read_and_checked() {
+        let data = data(1);
+        let header = header(4, 17, &data);
+        let disk = disk(&header, &data);
+        let entry = entry(&header);
+        for reads in [2, 3] {
+            match read_at(&disk, OSD, KEY, &entry, FAR) {
+                Reading::Found { bytes, total_len: 40_000 } => {
+                    assert_eq!(bytes, data[20_000..25_000])
+                }
+                other => panic!("{other:?}"),
+            }
+            assert_eq!(disk.reads.get(), reads);
+        }
+        let at = header.header_len() + 21_000;
+        disk.bytes.borrow_mut()[at] ^= 1;
+        let damaged = read_at(&disk, OSD, KEY, &entry, FAR);
+        assert!(matches!(damaged, Reading::Corrupt { .. }), "{damaged:?}");
+    }
+
+    #[test]
+    fn a_remembered_header_answers_for_no_other_record() {
+        let (old, new) = (data(1), data(2));
+        let first = header(4, 17, &old);
+        let disk = disk(&first, &old);
+        assert_eq!(read_at(&disk, OSD, KEY, &entry(&first), FAR).status(), GetStatus::Found);
+        // The segment is used anew: who still has the old entry is told to look again, who has the new one reads it.
+        let second = header(5, 18, &new);
+        *disk.bytes.borrow_mut() = record(&second, &new);
+        assert_eq!(read_at(&disk, OSD, KEY, &entry(&first), FAR), Reading::Elsewhere);
+        match read_at(&disk, OSD, KEY, &entry(&second), FAR) {
+            Reading::Found { bytes, .. } => assert_eq!(bytes, new[20_000..25_000]),
+            other => panic!("{other:?}"),
+        }
+        // An index that mixes up keys is not believed either.
+        assert_eq!(read_at(&disk, OSD, b"yek", &entry(&second), FAR), Reading::Elsewhere);
+    }
 }
