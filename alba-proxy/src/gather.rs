@@ -7,6 +7,7 @@ use crate::maintain::RepairJob;
 use crate::object::Loaded;
 use crate::osds::{Got, PutError, Wanted};
 use crate::proxy::Proxy;
+use crate::read::Patience;
 use alba_proxy_core::Place;
 use alba_proxy_core::read::{Answer, ColumnState, Fetch, ReadPlan};
 use bytes::Bytes;
@@ -20,7 +21,7 @@ use tokio::time::Instant;
 use wire::asd::Priority;
 
 /// An OSD that is silent for longer is asked round.
-const HEDGE_AFTER: Duration = Duration::from_millis(300);
+pub const HEDGE_AFTER: Duration = Duration::from_millis(300);
 
 /// A range of a fragment that is wanted.
 #[derive(Debug, Clone)]
@@ -65,7 +66,7 @@ impl Proxy {
         loaded: &Arc<Loaded>,
         wants: &[Want],
         priority: Priority,
-        deadline: Instant,
+        patience: Patience,
     ) -> Vec<Column> {
         let columns: Vec<(u8, Range<u32>)> =
             wants.iter().map(|want| (want.fragment, want.range.clone())).collect();
@@ -81,7 +82,7 @@ impl Proxy {
         }
         fetches.extend(gathering.plan.start());
         gathering.send(fetches);
-        gathering.run(deadline).await;
+        gathering.run(patience).await;
         (0..wants.len()).map(|column| gathering.column(column, wants[column].fragment)).collect()
     }
 
@@ -133,8 +134,8 @@ impl Gathering<'_> {
         }
     }
 
-    async fn run(&mut self, deadline: Instant) {
-        let mut hedge_at = Instant::now() + HEDGE_AFTER;
+    async fn run(&mut self, (deadline, hedge_after): Patience) {
+        let mut hedge_at = Instant::now() + hedge_after;
         while !self.plan.is_settled() {
             tokio::select! {
                 Some(answer) = self.under_way.join_next() => {

@@ -10,6 +10,7 @@
 //! | `server` | wire ⇄ the operations below |
 //! | `put`, `commit` | one object in: encode, upload, one transaction (P18, P20, P21) |
 //! | `read`, `gather`, `object` | ranges of an object out: fetch, verify, rebuild (L5) |
+//! | `plain` | small reads of OSDs that are well: together, in one call per OSD |
 //! | `maintain`, `background` | holes filled, fragments repaired, deletes drained |
 //! | `namespaces`, `catalog` | namespaces and their keys; presets and OSDs as arakoon lists them |
 //! | `osds` | calls to OSDs, and what they teach about their health |
@@ -31,6 +32,7 @@ mod maintain;
 mod namespaces;
 mod object;
 mod osds;
+mod plain;
 mod proxy;
 mod put;
 mod read;

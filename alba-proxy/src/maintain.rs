@@ -8,7 +8,7 @@
 
 use crate::commit::{count, delta};
 use crate::error::ProxyError;
-use crate::gather::{Column, Trust, Want, osd_of};
+use crate::gather::{Column, HEDGE_AFTER, Trust, Want, osd_of};
 use crate::object::Loaded;
 use crate::osds::{Fragment, Got, PutManner, Wanted};
 use crate::proxy::Proxy;
@@ -76,7 +76,8 @@ impl Proxy {
         let object = loaded.manifest.object;
         let range = 0..loaded.manifest.stripe_len;
         let want = Want { fragment: *first, range, trust: Trust::OthersOnly };
-        let columns = self.gather(loaded, &[want], Priority::Maintenance, deadline).await;
+        let patience = (deadline, HEDGE_AFTER);
+        let columns = self.gather(loaded, &[want], Priority::Maintenance, patience).await;
         let Some(Column::Rebuild(sources)) = columns.into_iter().next() else {
             let problem = "too few other fragments can be read".to_owned();
             return Err(ProxyError::Unreadable { object, problem });

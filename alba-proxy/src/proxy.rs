@@ -9,6 +9,7 @@ use crate::maintain::{RepairJob, repair_queue};
 use crate::namespaces::{Namespace, Namespaces};
 use crate::object::Loaded;
 use crate::osds::Osds;
+use crate::plain::Lines;
 use crate::server::ProxyService;
 use crate::status::Counters;
 use crate::workers::Workers;
@@ -50,6 +51,8 @@ pub struct Proxy {
     pub identity: Arc<Identity>,
     pub arakoon: ArakoonClient,
     pub osds: Osds,
+    /// Small reads that wait for each.
+    pub lines: Lines,
     pub catalog: Catalog,
     pub namespaces: Namespaces,
     pub workers: Workers,
@@ -143,6 +146,7 @@ pub async fn start(config: Config, shutdown: Shutdown) -> Result<Running, RunErr
     let proxy = Arc::new(Proxy {
         arakoon: ArakoonClient::new(&config.arakoon, &identity),
         osds: Osds::new(Arc::clone(&identity)),
+        lines: Lines::default(),
         catalog: Catalog::new(config.backend),
         namespaces: Namespaces::new(ring),
         workers: Workers::new(),

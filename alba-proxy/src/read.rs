@@ -19,6 +19,7 @@ use codec::{Decoder, ErasureCode, StoredObject};
 use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::time::Instant;
 use wire::asd::Priority;
 use wire::common::Severity;
@@ -29,11 +30,14 @@ const ANSWER_MAX: u64 = 64 << 20;
 
 /// Neighbouring frames that lie one behind the other in one fragment.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Piece {
-    frames: Range<u32>,
-    fragment: u8,
-    stored: Range<u32>,
+pub struct Piece {
+    pub frames: Range<u32>,
+    pub fragment: u8,
+    pub stored: Range<u32>,
 }
+
+/// How long a read may take: until when, and after which silence of an OSD others are asked too.
+pub type Patience = (Instant, Duration);
 
 /// What a column's bytes turned out to be.
 enum Decoded {
@@ -46,10 +50,10 @@ impl Proxy {
     pub async fn read_object(
         self: &Arc<Self>,
         request: &ReadObject,
-        deadline: Instant,
+        patience: Patience,
     ) -> Result<(ReadDone, Vec<Bytes>), ProxyError> {
         check_ranges(&request.ranges)?;
-        let object = request.object;
+        let (object, (deadline, _)) = (request.object, patience);
         let namespace = self.namespace(request.namespace, deadline).await?;
         let cached = self.manifests.get(&(request.namespace, object));
         let known = cached.is_some();
@@ -57,24 +61,17 @@ impl Proxy {
             Some(loaded) => loaded,
             None => self.fresh_object(&namespace, object, deadline).await?,
         };
-        let mut answer = self.read_ranges(&loaded, &request.ranges, deadline).await;
+        let mut answer = self.read_ranges(&loaded, &request.ranges, patience).await;
         if known && matches!(answer, Err(ProxyError::Unreadable { .. })) {
             // The places may have changed since: only a fresh manifest may call an object lost.
             let fresh = self.fresh_object(&namespace, object, deadline).await?;
             if fresh.record != loaded.record {
                 loaded = fresh;
-                answer = self.read_ranges(&loaded, &request.ranges, deadline).await;
+                answer = self.read_ranges(&loaded, &request.ranges, patience).await;
             }
         }
         match &answer {
-            Ok(_) => {
-                self.counters.reads.add(1);
-                if self.counters.found((request.namespace, object)) {
-                    tracing::info!(%object, "a lost object can be read again");
-                    let text = format!("object {object} can be read again");
-                    self.osds.events.note(Severity::Info, "object-found", &text);
-                }
-            }
+            Ok(_) => self.note_found(request),
             Err(ProxyError::Unreadable { problem, .. }) => {
                 if self.counters.lost((request.namespace, object), problem) {
                     tracing::error!(%object, problem, "an object is LOST unless its OSDs come back");
@@ -87,21 +84,28 @@ impl Proxy {
         answer
     }
 
+    /// A read has a good answer.
+    pub fn note_found(&self, request: &ReadObject) {
+        let object = request.object;
+        self.counters.reads.add(1);
+        if self.counters.found((request.namespace, object)) {
+            tracing::info!(%object, "a lost object can be read again");
+            let text = format!("object {object} can be read again");
+            self.osds.events.note(Severity::Info, "object-found", &text);
+        }
+    }
+
     async fn read_ranges(
         self: &Arc<Self>,
         loaded: &Arc<Loaded>,
         ranges: &[(u64, u32)],
-        deadline: Instant,
+        patience: Patience,
     ) -> Result<(ReadDone, Vec<Bytes>), ProxyError> {
         let frames = frames_of(loaded, ranges)?;
         let pieces = pieces_of(loaded, &frames);
-        let plain = self.read_pieces(loaded, &pieces, deadline).await?;
-        let frame_size = loaded.table.frame_size().bytes();
-        let parts: Vec<(u64, Bytes)> = pieces
-            .iter()
-            .zip(plain)
-            .map(|(piece, plain)| (u64::from(piece.frames.start) * u64::from(frame_size), plain))
-            .collect();
+        let plain = self.read_pieces(loaded, &pieces, patience).await?;
+        let first_bytes = pieces.iter().map(|piece| first_byte(loaded, piece));
+        let parts: Vec<(u64, Bytes)> = first_bytes.zip(plain).collect();
         Ok(assemble(&parts, ranges))
     }
 
@@ -109,7 +113,7 @@ impl Proxy {
         self: &Arc<Self>,
         loaded: &Arc<Loaded>,
         pieces: &[Piece],
-        deadline: Instant,
+        patience: Patience,
     ) -> Result<Vec<Bytes>, ProxyError> {
         let mut plain: Vec<Option<Bytes>> = vec![None; pieces.len()];
         let mut degraded = false;
@@ -125,7 +129,7 @@ impl Proxy {
                 trust,
             };
             let wants: Vec<Want> = open.iter().map(want).collect();
-            let columns = self.gather(loaded, &wants, Priority::Client, deadline).await;
+            let columns = self.gather(loaded, &wants, Priority::Client, patience).await;
             for (at, column) in open.into_iter().zip(columns) {
                 degraded |= matches!(column, Column::Rebuild(_));
                 let direct = matches!(column, Column::Direct(_));
@@ -145,7 +149,7 @@ impl Proxy {
             tracing::debug!(object = %loaded.manifest.object, "degraded read");
         }
         if plain.iter().any(Option::is_none) {
-            return self.salvage(loaded, pieces, deadline).await;
+            return self.salvage(loaded, pieces, patience).await;
         }
         Ok(plain.into_iter().flatten().collect())
     }
@@ -158,20 +162,17 @@ impl Proxy {
     ) -> Result<Decoded, ProxyError> {
         let len = piece.stored.len();
         let (piece, loaded_here) = (piece.clone(), Arc::clone(loaded));
-        let job = move |decoder: &mut Decoder| {
-            let frames = piece.frames.clone();
-            match column {
-                Column::Direct(stored) => loaded_here.decode_frames(decoder, frames, &stored),
-                Column::Rebuild(sources) => {
-                    let stored = rebuild(&loaded_here, &piece, &sources)?;
-                    loaded_here.decode_frames(decoder, frames, &stored)
-                }
-                Column::Lost => Err(codec::ErasureError::NotEnough {
-                    have: 0,
-                    need: usize::from(loaded_here.manifest.policy.k()),
-                }
-                .into()),
+        let job = move |decoder: &mut Decoder| match column {
+            Column::Direct(stored) => decode_piece(decoder, &loaded_here, &piece, &stored),
+            Column::Rebuild(sources) => {
+                let stored = rebuild(&loaded_here, &piece, &sources)?;
+                decode_piece(decoder, &loaded_here, &piece, &stored)
             }
+            Column::Lost => Err(codec::ErasureError::NotEnough {
+                have: 0,
+                need: usize::from(loaded_here.manifest.policy.k()),
+            }
+            .into()),
         };
         match self.workers.decode(len, job).await {
             Ok(plain) => Ok(Decoded::Plain(plain)),
@@ -185,14 +186,14 @@ impl Proxy {
         self: &Arc<Self>,
         loaded: &Arc<Loaded>,
         pieces: &[Piece],
-        deadline: Instant,
+        patience: Patience,
     ) -> Result<Vec<Bytes>, ProxyError> {
         let manifest = &loaded.manifest;
         let wants: Vec<Want> = (0_u8..)
             .zip(&manifest.fragments)
             .map(|(fragment, record)| Want { fragment, range: 0..record.len, trust: Trust::Own })
             .collect();
-        let columns = self.gather(loaded, &wants, Priority::Client, deadline).await;
+        let columns = self.gather(loaded, &wants, Priority::Client, patience).await;
         let fragments: Vec<Option<Bytes>> = columns
             .into_iter()
             .map(|column| match column {
@@ -230,6 +231,21 @@ impl Proxy {
     }
 }
 
+/// Verifies and decodes the piece's stored bytes.
+pub fn decode_piece(
+    decoder: &mut Decoder,
+    loaded: &Loaded,
+    piece: &Piece,
+    stored: &[u8],
+) -> Result<Vec<u8>, codec::DecodeError> {
+    loaded.decode_frames(decoder, piece.frames.clone(), stored)
+}
+
+/// Where the piece's plain bytes begin in the object.
+pub fn first_byte(loaded: &Loaded, piece: &Piece) -> u64 {
+    u64::from(piece.frames.start) * u64::from(loaded.table.frame_size().bytes())
+}
+
 /// The piece's stored bytes from the same range of others.
 fn rebuild(
     loaded: &Loaded,
@@ -244,7 +260,7 @@ fn rebuild(
     Ok(stored)
 }
 
-fn check_ranges(ranges: &[(u64, u32)]) -> Result<(), ProxyError> {
+pub fn check_ranges(ranges: &[(u64, u32)]) -> Result<(), ProxyError> {
     let total: u64 = ranges.iter().map(|(_, len)| u64::from(*len)).sum();
     if ranges.len() > RANGES_MAX || total > ANSWER_MAX {
         return Err(ProxyError::BadRequest(format!(
@@ -277,6 +293,31 @@ fn frames_of(loaded: &Loaded, ranges: &[(u64, u32)]) -> Result<BTreeSet<u32>, Pr
     Ok(frames)
 }
 
+impl Piece {
+    /// From the first to the last frame of these ranges, when all lie one behind the other in one fragment; a gap
+    /// between ranges is taken along.
+    pub fn around(loaded: &Loaded, ranges: &[(u64, u32)]) -> Option<Self> {
+        let size = u64::from(loaded.table.frame_size().bytes());
+        let (mut start, mut end) = (u64::MAX, 0);
+        for (offset, len) in ranges {
+            let to = offset.checked_add(u64::from(*len))?;
+            if *len == 0 || to > loaded.manifest.plain_len {
+                return None;
+            }
+            (start, end) = (start.min(offset / size), end.max(to.div_ceil(size)));
+        }
+        let frames = u32::try_from(start).ok()?..u32::try_from(end).ok()?;
+        let first = loaded.layout.place(frames.start)?;
+        let last = loaded.layout.place(frames.end.checked_sub(1)?)?;
+        let stored = first.offset..last.offset + last.stored_len;
+        (first.fragment == last.fragment).then_some(Self {
+            frames,
+            fragment: first.fragment,
+            stored,
+        })
+    }
+}
+
 fn pieces_of(loaded: &Loaded, frames: &BTreeSet<u32>) -> Vec<Piece> {
     let mut pieces: Vec<Piece> = Vec::new();
     for frame in frames {
@@ -307,7 +348,7 @@ fn plain_range(loaded: &Loaded, frames: &Range<u32>) -> Range<u32> {
 }
 
 /// Slices of the decoded parts, range by range, without joining them; and each range's checksum.
-fn assemble(parts: &[(u64, Bytes)], ranges: &[(u64, u32)]) -> (ReadDone, Vec<Bytes>) {
+pub fn assemble(parts: &[(u64, Bytes)], ranges: &[(u64, u32)]) -> (ReadDone, Vec<Bytes>) {
     let mut payload = Vec::with_capacity(ranges.len());
     let mut checksums = Vec::with_capacity(ranges.len());
     for (offset, len) in ranges {

@@ -1,8 +1,9 @@
-//! Wire ⇄ operations: decodes a request, runs it as a task of its own until its deadline, answers.
+//! Wire ⇄ operations: decodes a request, runs it until its deadline, answers.
 //!
 //! Invariant: every request is answered; the runtime bounds how many are under way per connection.
 
 use crate::error::ProxyError;
+use crate::plain::Ask;
 use crate::proxy::Proxy;
 use crate::status::{Surroundings, details_json};
 use alba_proxy_core::policy;
@@ -63,17 +64,10 @@ impl ProxyService {
 
     fn read(&self, request: &Request, responder: Responder) {
         let deadline = deadline_of(request);
-        let body: proxy::ReadObject = match request.decode() {
-            Ok(body) => body,
-            Err(error) => return responder.fail(error),
-        };
-        let proxy = Arc::clone(&self.proxy);
-        tokio::spawn(async move {
-            match proxy.read_object(&body, deadline).await {
-                Ok((done, payload)) => responder.reply_parts(&done, payload),
-                Err(error) => responder.fail(error.into()),
-            }
-        });
+        match request.decode() {
+            Ok(request) => self.proxy.read(Ask { request, deadline, responder }),
+            Err(error) => responder.fail(error),
+        }
     }
 
     fn status(&self) -> Status {

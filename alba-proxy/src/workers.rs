@@ -104,6 +104,14 @@ impl Workers {
         self.run(timed).await
     }
 
+    /// A decode that is short for sure, at once.
+    pub fn decode_here<R>(
+        &self,
+        job: impl FnOnce(&mut Decoder) -> Result<R, DecodeError>,
+    ) -> Result<R, DecodeError> {
+        with_pooled(&self.decoders, Decoder::new, job)
+    }
+
     /// `bytes`: how much there is to decode.
     pub async fn decode<R: Send + 'static>(
         &self,
@@ -111,7 +119,7 @@ impl Workers {
         job: impl FnOnce(&mut Decoder) -> Result<R, DecodeError> + Send + 'static,
     ) -> Result<R, DecodeError> {
         if bytes <= INLINE_BYTES {
-            return with_pooled(&self.decoders, Decoder::new, job);
+            return self.decode_here(job);
         }
         let pool = Arc::clone(&self.decoders);
         self.run(move || with_pooled(&pool, Decoder::new, job)).await

@@ -7,12 +7,14 @@
 //! * [`placement`]: which OSD gets which fragment; [`policy`]: which policy a write can use now.
 //! * [`upload`]: one put attempt, from the first fragment to the decision.
 //! * [`read`]: which bytes of which fragments answer a read, and what instead when some are lost.
+//! * [`line`]: which small reads go to an OSD together.
 //! * [`fill`]: how holes of an object are filled. [`health`]: what we know of each OSD.
 //! * [`order`]: what a refused commit means (P18, P21).
 
 pub mod fill;
 pub mod health;
 pub mod keys;
+pub mod line;
 pub mod manifest;
 pub mod namespace;
 pub mod order;

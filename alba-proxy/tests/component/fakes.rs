@@ -229,6 +229,9 @@ pub struct FakeAsd {
     stalled: AtomicBool,
     kept: Mutex<Vec<Responder>>,
     corruptions: AtomicU64,
+    /// Gets are kept here until they are let go.
+    held: Mutex<Option<Vec<(Request, Responder)>>>,
+    pub gets: AtomicU64,
     pub bytes_read: AtomicU64,
 }
 
@@ -241,6 +244,8 @@ impl FakeAsd {
             stalled: AtomicBool::new(false),
             kept: Mutex::default(),
             corruptions: AtomicU64::new(0),
+            held: Mutex::default(),
+            gets: AtomicU64::new(0),
             bytes_read: AtomicU64::new(0),
         })
     }
@@ -260,6 +265,40 @@ impl FakeAsd {
     pub fn resume(&self) {
         self.stalled.store(false, Ordering::SeqCst);
         self.kept.lock().unwrap().clear();
+    }
+
+    /// Gets wait from now on.
+    pub fn hold(&self) {
+        *self.held.lock().unwrap() = Some(Vec::new());
+    }
+
+    /// Answers those that wait, and all that come.
+    pub fn let_go(&self) {
+        self.answer(self.take_held());
+    }
+
+    /// Those that wait; what comes is answered again.
+    pub fn take_held(&self) -> Vec<(Request, Responder)> {
+        self.held.lock().unwrap().take().unwrap_or_default()
+    }
+
+    pub fn answer(&self, held: Vec<(Request, Responder)>) {
+        for (request, responder) in held {
+            self.answer_get(&request, responder);
+        }
+    }
+
+    fn take_get(&self, request: Request, responder: Responder) {
+        self.gets.fetch_add(1, Ordering::SeqCst);
+        match &mut *self.held.lock().unwrap() {
+            Some(held) => held.push((request, responder)),
+            None => self.answer_get(&request, responder),
+        }
+    }
+
+    fn answer_get(&self, request: &Request, responder: Responder) {
+        let (results, payload) = self.get(&body(request));
+        responder.reply(&results, payload);
     }
 
     pub fn fragments(&self) -> usize {
@@ -437,10 +476,7 @@ impl Service for AsdService {
             asd::method::MULTI_PUT => {
                 responder.reply(&disk.put(&body(&request), &request.payload), Bytes::new());
             }
-            asd::method::MULTI_GET => {
-                let (results, payload) = disk.get(&body(&request));
-                responder.reply(&results, payload);
-            }
+            asd::method::MULTI_GET => disk.take_get(request, responder),
             asd::method::DELETE => {
                 let delete: asd::Delete = body(&request);
                 let mut fragments = disk.fragments.lock().unwrap();

@@ -6,4 +6,5 @@ mod cluster;
 mod fakes;
 mod loss;
 mod order;
+mod plain;
 mod roundtrip;
