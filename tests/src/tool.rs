@@ -178,6 +178,11 @@ impl Running {
         Ok(self.output()?.to_string())
     }
 
+    /// Its whole standard output so far.
+    pub fn everything_printed(&mut self) -> anyhow::Result<String> {
+        Ok(self.output()?.stdout)
+    }
+
     fn output(&mut self) -> anyhow::Result<Outputs> {
         let read = |file: &mut File| -> anyhow::Result<String> {
             let mut bytes = Vec::new();
