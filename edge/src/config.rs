@@ -1,6 +1,6 @@
 //! The configuration of an edge: what someone wrote, and what may be believed.
 
-use model::ByteSize;
+use model::{ByteSize, DomainPath};
 use runtime::config::{ConfigError, Parsed, TlsSection, load};
 use runtime::endpoint::Endpoint;
 use serde::Deserialize;
@@ -22,6 +22,7 @@ struct RawConfig {
     name: String,
     cluster: String,
     data_dir: PathBuf,
+    domain: Option<Parsed<DomainPath>>,
     listen: Parsed<Endpoint>,
     nbd: Vec<Parsed<NbdAddress>>,
     routers: Vec<Parsed<Endpoint>>,
@@ -111,6 +112,8 @@ pub struct Config {
     pub name: String,
     pub cluster: String,
     pub data_dir: PathBuf,
+    /// Where it runs, if somebody said.
+    pub domain: Option<DomainPath>,
     /// For status.
     pub listen: Endpoint,
     /// At least one; loopback or unix sockets unless plain NBD beyond was allowed in so many words.
@@ -188,6 +191,7 @@ impl RawConfig {
             name: self.name,
             cluster: self.cluster,
             data_dir: self.data_dir,
+            domain: self.domain.map(|domain| domain.0),
             listen: self.listen.0,
             nbd,
             routers: self.routers.into_iter().map(|router| router.0).collect(),
@@ -248,7 +252,15 @@ mod tests {
     fn the_example_is_a_configuration() {
         let config = parse(EXAMPLE).unwrap();
         assert_eq!(config.replay_log_bytes, 64 << 20);
-        assert_eq!(config.io_deadline, None);
+        assert_eq!((config.io_deadline, config.domain), (None, None));
+    }
+
+    #[test]
+    fn where_an_edge_runs_is_a_whole_path_or_not_said() {
+        let rest = "nbd=['unix:/n']\nrouters=['127.0.0.1:7201']";
+        let with = |domain: &str| parse(&format!("{MINIMAL}domain='{domain}'\n{rest}"));
+        assert_eq!(with("dc1/r/h").unwrap().domain.unwrap().to_string(), "dc1/r/h");
+        assert!(with("dc1").unwrap_err().contains("dc1"));
     }
 
     #[test]

@@ -186,6 +186,7 @@ impl Exports {
             mode,
             reclaim: None,
             take_over: self.config.take_over,
+            domain: self.config.domain.as_ref().map(ToString::to_string).unwrap_or_default(),
         };
         let options = ClientOptions {
             silence_max: self.config.failover_after,

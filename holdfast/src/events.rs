@@ -213,6 +213,9 @@ async fn read(source: &mut Source) -> Vec<Seen> {
         let before = source.cursor;
         source.cursor = advance(before, &answer);
         let Some(incarnation) = before.incarnation else {
+            if 0 < answer.lost {
+                eprintln!("{}: {} older events aren't kept any more", source.name, answer.lost);
+            }
             seen.extend(source.named(answer.events));
             if answer.more { continue } else { break }
         };

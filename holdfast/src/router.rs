@@ -14,13 +14,14 @@ use crate::up::bootstrap::vdisks;
 use crate::vdisk::recover::operator;
 use crate::vdisk::{Ask, Routers, duration};
 use arakoon_client::SessionInfo;
+use bytes::Bytes;
 use indicatif::{ProgressBar, ProgressStyle};
 use model::RouterId;
 use rebalance::RebalanceArgs;
 use serde_json::{Value, json};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
-use wire::facts::{Record, RouterRecord, RouterState, VdiskRecord, key};
+use wire::facts::{Record, RouterLoad, RouterRecord, RouterState, VdiskRecord, key};
 use wire::router::{SetStanding, Transfer, Transferred, method};
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -174,6 +175,8 @@ struct Known {
     sessions: Vec<SessionInfo>,
     /// Taken out of service.
     marked: BTreeSet<RouterId>,
+    /// What routers said last of what they carry.
+    loads: BTreeMap<RouterId, RouterLoad>,
 }
 
 impl Known {
@@ -206,10 +209,20 @@ impl Known {
         self.vdisks.iter().filter(move |vdisk| vdisk.owner == router && !vdisk.deleting)
     }
 
-    /// Who takes the next vDisk of `from`: of those in service, the one with the fewest.
+    /// How many more vDisks it could take, if it said so.
+    fn room(&self, router: RouterId) -> Option<u64> {
+        self.loads.get(&router).map(|load| load.room)
+    }
+
+    /// Who takes the next vDisk of `from`: of those in service that have room, the one with the fewest. One without is
+    /// better than none: it may have got some since.
     fn next_home(&self, from: RouterId) -> Option<&RouterRecord> {
         let fit = |router: &&RouterRecord| router.router != from && self.in_service(router);
-        self.routers.iter().filter(fit).min_by_key(|router| self.owned(router.router).count())
+        let fewest = |router: &&RouterRecord| {
+            let full = self.room(router.router) == Some(0);
+            (full, self.owned(router.router).count())
+        };
+        self.routers.iter().filter(fit).min_by_key(fewest)
     }
 }
 
@@ -228,8 +241,13 @@ impl Desk<'_> {
         let sessions = arakoon.sessions(key::ROUTERS).await.map_err(arakoon_failure)?;
         let marks = arakoon.prefix(key::MAINTENANCE).await.map_err(arakoon_failure)?;
         let marked = marks.iter().filter_map(|(key, _)| key::router_of_maintenance(key)).collect();
+        let rows = arakoon.prefix(key::LOADS).await.map_err(arakoon_failure)?;
+        let load = |(key, value): (Bytes, Bytes)| {
+            Some((key::router_of_load(&key)?, RouterLoad::from_record(value).ok()?))
+        };
+        let loads = rows.into_iter().filter_map(load).collect();
         let vdisks = vdisks(self.admin, self.cluster).await?;
-        Ok(Known { routers, vdisks, sessions, marked })
+        Ok(Known { routers, vdisks, sessions, marked, loads })
     }
 
     async fn list(&self, format: Format) -> Result<(), Failure> {
@@ -238,8 +256,10 @@ impl Desk<'_> {
             let rows = known.routers.iter().map(|router| router_json(&known, router));
             return print_json(&rows.collect::<Vec<_>>());
         }
-        let mut table = Table::new(&["ROUTER", "STATE", "HEARD", "VDISKS", "DOMAIN", "ADDRESS"]);
+        let mut table =
+            Table::new(&["ROUTER", "STATE", "HEARD", "VDISKS", "ROOM", "LOG", "DOMAIN", "ADDRESS"]);
         for router in &known.routers {
+            let load = known.loads.get(&router.router);
             let tone = match router.state {
                 _ if known.marked.contains(&router.router) => Tone::Warn,
                 RouterState::Online => Tone::Good,
@@ -254,6 +274,8 @@ impl Desk<'_> {
                     None => Cell::toned("not at all", Tone::Bad),
                 },
                 Cell::plain(known.owned(router.router).count().to_string()),
+                load_cell(load.map(|load| load.room.to_string())),
+                load_cell(load.map(filled)),
                 Cell::plain(router.domain.as_str()),
                 Cell::plain(router.addresses.join(" ")),
             ]);
@@ -355,8 +377,19 @@ impl Desk<'_> {
     }
 }
 
+fn load_cell(text: Option<String>) -> Cell {
+    Cell::plain(text.unwrap_or_else(|| "-".to_owned()))
+}
+
+/// How much of the write log is pinned.
+fn filled(load: &RouterLoad) -> String {
+    let percent = u128::from(load.log_used) * 100 / u128::from(load.log_bytes.max(1));
+    format!("{percent} %")
+}
+
 fn router_json(known: &Known, router: &RouterRecord) -> Value {
     let names: Vec<&str> = known.owned(router.router).map(|vdisk| vdisk.name.as_str()).collect();
+    let load = known.loads.get(&router.router);
     json!({
         "id": router.name,
         "state": known.standing(router),
@@ -366,6 +399,9 @@ fn router_json(known: &Known, router: &RouterRecord) -> Value {
         "addresses": router.addresses,
         "router": router.router.to_string(),
         "vdisks": names,
+        "room": known.room(router.router),
+        "log_bytes": load.map(|load| load.log_bytes),
+        "log_used": load.map(|load| load.log_used),
     })
 }
 
@@ -422,12 +458,19 @@ mod tests {
             vdisks: vec![vdisk(1, 1), vdisk(2, 2), vdisk(3, 2), vdisk(4, 4)],
             sessions: (1..=4).map(session).collect(),
             marked: BTreeSet::new(),
+            loads: BTreeMap::new(),
         };
         let next = |known: &Known, from| known.next_home(RouterId(from)).map(|home| home.router.0);
         assert_eq!((next(&known, 1), next(&known, 4)), (Some(4), Some(1)), "5 isn't heard");
         assert!(known.router("router-9").unwrap_err().to_string().contains("router-1, router-2"));
         known.marked.insert(RouterId(4));
         assert_eq!(next(&known, 1), Some(2));
+        known.marked.clear();
+        let full = RouterLoad { vdisks: 1, room: 0, log_bytes: 1, log_used: 1 };
+        known.loads.insert(RouterId(4), full);
+        assert_eq!(next(&known, 1), Some(2), "4 has no room");
+        known.loads.clear();
+        known.marked.insert(RouterId(4));
         assert_eq!(known.standing(&known.routers[3]), "offline");
     }
 }

@@ -152,6 +152,12 @@ fn lock_failure(error: DirLockError) -> Failure {
 /// Found out before fourteen processes are started for nothing. The edge itself has the last word.
 fn check_nbd_is_free(nbd: &Endpoint) -> Result<(), Failure> {
     let problem = match nbd {
+        Endpoint::Tcp(address) | Endpoint::Tls(address) if address.port() == 0 => {
+            return Err(Failure::config(format!(
+                "can't serve NBD at {nbd}: clients couldn't know the port; give one with --nbd, as in --nbd {}:10809",
+                address.ip()
+            )));
+        }
         Endpoint::Tcp(address) | Endpoint::Tls(address) => match TcpListener::bind(address) {
             Ok(_) => return Ok(()),
             Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {

@@ -1,9 +1,9 @@
-//! Creating, deleting, resizing, showing and syncing vDisks, and finding the router that owns one.
+//! Creating, deleting, resizing, showing and syncing vDisks.
 //!
 //! Each operation is ordered so that a crash in the middle leaves nothing usable half made: a vDisk exists once its name and
 //! record do (after its namespace), and is gone once they are (after its objects).
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,13 +11,12 @@ use model::{ByteRange, CLUSTER_SIZE, Epoch, Lsn, VdiskId};
 use runtime::clock::boot_now;
 use runtime::random::jitter;
 use wire::dtl::{DtlFacts, DtlMode, DtlState};
-use wire::facts::{RouterRecord, RouterState, VdiskRecord};
+use wire::facts::VdiskRecord;
 use wire::proxy::{
     CreateNamespace, DeleteNamespace, FillHoles, Health, code as proxy_code, method,
 };
 use wire::router::{
-    CreateVdisk, ExtentKind, Location, ResizeVdisk, RouterAddress, SyncDone, VdiskInfo, VdiskNames,
-    code, is_legal_name,
+    CreateVdisk, ExtentKind, ResizeVdisk, SyncDone, VdiskInfo, VdiskNames, code, is_legal_name,
 };
 use wire::{ErrorClass, WireError};
 
@@ -33,8 +32,6 @@ const PAUSE: Duration = Duration::from_millis(300);
 const SIZE_MAX: u64 = 1 << 50;
 /// How long a sync waits when the caller set no deadline.
 const SYNC_PATIENCE: Duration = Duration::from_secs(120);
-/// How often the list of routers is read.
-const ROUTERS_PERIOD: Duration = Duration::from_secs(10);
 
 fn invalid(message: impl Into<String>) -> WireError {
     WireError::refuse(code::INVALID, message)
@@ -80,7 +77,7 @@ impl Router {
         Ok(record.vdisk)
     }
 
-    fn served_by_name(&self, name: &str) -> Option<VdiskId> {
+    pub(crate) fn served_by_name(&self, name: &str) -> Option<VdiskId> {
         let state = self.state();
         state.volumes.iter().find_map(|(vdisk, slot)| match slot {
             Slot::Serving(serving) if serving.record.name == name => Some(*vdisk),
@@ -109,44 +106,6 @@ impl Router {
         state.volumes.insert(vdisk, Slot::Opening);
         drop(state);
         tokio::spawn(Arc::clone(self).open_loop(vdisk));
-    }
-
-    pub(crate) async fn location(&self, record: &VdiskRecord) -> Result<Location, WireError> {
-        let owner = if record.owner == self.id {
-            self.me()
-        } else {
-            let found = self.facts.router(record.owner).await.map_err(|error| error.to_wire())?;
-            let addresses = found.map(|router| router.value.addresses).unwrap_or_default();
-            RouterAddress { router: record.owner, addresses }
-        };
-        Ok(self.location_with(record, record.epoch, owner))
-    }
-
-    fn location_with(&self, record: &VdiskRecord, epoch: Epoch, owner: RouterAddress) -> Location {
-        let (list_version, others) =
-            self.others.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let routers =
-            others.into_iter().chain([self.me()]).filter(|r| r.router != owner.router).collect();
-        Location {
-            vdisk: record.vdisk,
-            size_bytes: record.size_bytes,
-            epoch,
-            owner,
-            routers,
-            list_version,
-            cluster: self.config.cluster.clone(),
-        }
-    }
-
-    /// # Errors
-    /// When there is no such vDisk, or arakoon can't say.
-    pub async fn locate(&self, name: &str) -> Result<Location, WireError> {
-        if let Some(vdisk) = self.served_by_name(name) {
-            let record = self.state().serving(vdisk)?.record.clone();
-            return Ok(self.location_with(&record, record.epoch, self.me()));
-        }
-        let record = self.record_by_name(name).await?.value;
-        self.location(&record).await
     }
 
     /// # Errors
@@ -514,49 +473,6 @@ impl Router {
                 return Err(WireError::retry(code::RECOVERING, message));
             }
             tokio::time::sleep(jitter(PAUSE).min(left())).await;
-        }
-    }
-
-    /// This router's own record.
-    pub fn record(&self, state: RouterState) -> RouterRecord {
-        RouterRecord {
-            router: self.id,
-            name: self.config.name.clone(),
-            addresses: self.addresses.clone(),
-            domain: self.config.domain.to_string(),
-            state,
-            incarnation: self.identity.incarnation,
-        }
-    }
-
-    /// Keeps the list of routers fresh until stopped.
-    pub async fn routers_loop(self: Arc<Self>) {
-        loop {
-            match self.facts.routers().await {
-                Ok(routers) => {
-                    self.ties.know(&routers);
-                    let others: Vec<RouterAddress> = routers
-                        .into_iter()
-                        .filter(|router| {
-                            router.router != self.id && router.state == RouterState::Online
-                        })
-                        .map(|router| RouterAddress {
-                            router: router.router,
-                            addresses: router.addresses,
-                        })
-                        .collect();
-                    let mut list = self.others.lock().unwrap_or_else(PoisonError::into_inner);
-                    if list.1 != others {
-                        *list = (list.0 + 1, others);
-                    }
-                }
-                Err(error) => tracing::debug!(%error, "can't read the list of routers"),
-            }
-            self.know_contests().await;
-            tokio::select! {
-                () = self.stop.wait() => return,
-                () = tokio::time::sleep(jitter(ROUTERS_PERIOD)) => {}
-            }
         }
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use model::{AttachmentGeneration, VdiskId};
+use model::{AttachmentGeneration, DomainPath, VdiskId};
 use runtime::clock::boot_now;
 use runtime::peer::Peer;
 use runtime::rpc::Responder;
@@ -53,9 +53,17 @@ fn decide(
     dtl: DtlMode,
 ) -> Result<(AttachmentsRecord, AttachmentRecord), WireError> {
     if let Some(generation) = attach.reclaim {
-        let mine = old.live.iter().find(|l| l.generation == generation && l.edge == attach.edge);
+        let mut new = old.clone();
+        let mine =
+            new.live.iter_mut().find(|l| l.generation == generation && l.edge == attach.edge);
         return match mine {
-            Some(mine) => Ok((old.clone(), mine.clone())),
+            Some(mine) => {
+                if !attach.domain.is_empty() {
+                    mine.domain.clone_from(&attach.domain);
+                }
+                let mine = mine.clone();
+                Ok((new, mine))
+            }
             None => Err(WireError::refuse(
                 code::ATTACHMENT_FENCED,
                 format!("attachment {generation} was ended or taken over; attach anew"),
@@ -96,6 +104,7 @@ fn decide(
         edge_name: attach.edge_name.clone(),
         generation: old.last_generation.next(),
         mode: stored(attach.mode),
+        domain: attach.domain.clone(),
     };
     live.push(mine.clone());
     Ok((AttachmentsRecord { last_generation: mine.generation, live }, mine))
@@ -129,6 +138,12 @@ impl Router {
         peer: &Arc<Peer>,
         is_awaited: Awaited<'_>,
     ) -> Result<Attached, WireError> {
+        if let Err(error) = attach.domain.parse::<DomainPath>()
+            && !attach.domain.is_empty()
+        {
+            let message = format!("the domain of edge {}: {error}", attach.edge_name);
+            return Err(WireError::refuse(code::INVALID, message));
+        }
         let vdisk = match self.owned_by_name(&attach.name).await {
             Err(error) if error.code == code::NOT_OWNER => {
                 // The owner may have left it behind, or be gone.
@@ -196,7 +211,9 @@ impl Router {
             .attachments
             .live
             .iter()
-            .find(|l| l.generation == generation && l.edge == attach.edge);
+            .find(|l| l.generation == generation && l.edge == attach.edge)
+            // Where it runs is told to arakoon when it has changed.
+            .filter(|l| attach.domain.is_empty() || l.domain == attach.domain);
         let Some(mine) = mine.cloned() else { return Ok(None) };
         Ok(Some(self.admit_session(serving, attach, &mine, peer)))
     }
@@ -334,6 +351,7 @@ mod tests {
             mode,
             reclaim: None,
             take_over: false,
+            domain: "dc1/rack1/host1".into(),
         }
     }
 
@@ -356,6 +374,11 @@ mod tests {
             Attach { reclaim: Some(AttachmentGeneration(1)), ..attach(1, AttachMode::Exclusive) };
         assert_eq!(decide(&back, &two, DtlMode::Sync).unwrap_err().code, code::ATTACHMENT_FENCED);
         assert_eq!(decide(&back, &one, DtlMode::Sync).unwrap().0, one);
+        let moved = Attach { domain: "dc2/rack1/host1".into(), ..back.clone() };
+        let (there, mine) = decide(&moved, &one, DtlMode::Sync).unwrap();
+        assert_eq!((&there.live[0], &*mine.domain), (&mine, "dc2/rack1/host1"));
+        let silent = Attach { domain: String::new(), ..back };
+        assert_eq!(decide(&silent, &there, DtlMode::Sync).unwrap().0, there);
     }
 
     #[test]

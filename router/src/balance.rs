@@ -115,6 +115,8 @@ impl Router {
         let sessions = self.facts.sessions().await?;
         let routers = self.facts.routers().await?;
         let mut targets = self.facts.dtl_targets().await?;
+        let loads = self.facts.loads().await?;
+        let mut edges = self.facts.edge_domains().await?;
         let vdisks = self.facts.vdisks().await?;
         let lives = |router: RouterId| {
             let id = key::router_session(router);
@@ -124,7 +126,9 @@ impl Router {
             .into_iter()
             .filter(|router| router.state == RouterState::Online && lives(router.router))
             .map(|RouterRecord { router, domain, .. }| {
-                let room = failed.routers.contains_key(&router).then_some(0);
+                let barred = failed.routers.contains_key(&router).then_some(0);
+                let room =
+                    barred.or_else(|| loads.get(&router).map(|load| model::usize_of(load.room)));
                 Home { router, domain, room }
             })
             .collect();
@@ -135,7 +139,7 @@ impl Router {
                 owner: vdisk.owner,
                 weight: 1,
                 targets: targets.remove(&vdisk.vdisk).unwrap_or_default(),
-                edge: None,
+                edge: edges.remove(&vdisk.vdisk),
                 stays: failed.vdisks.contains_key(&vdisk.vdisk),
             })
             .collect();

@@ -251,6 +251,7 @@ mod tests {
             edge_name: String::new(),
             generation: AttachmentGeneration(generation),
             mode,
+            domain: String::new(),
         };
         let contest = |edge, generation: Option<u64>| Contest {
             name: "demo".into(),

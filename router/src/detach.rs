@@ -7,7 +7,9 @@
 //! Invariant: an attachment is ended in arakoon before anybody is let in front of what it owed.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use runtime::clock::boot_now;
 use wire::WireError;
 use wire::common::Severity;
 use wire::facts::{AttachmentRecord, AttachmentsRecord};
@@ -15,6 +17,20 @@ use wire::router::{EndAttachment, EndedAttachment, code};
 
 use crate::attach::{OPENING_PATIENCE, Outcome, TRIES, spoken};
 use crate::router::Router;
+
+/// An edge that lives is back by then: it looks for the owner at once when its connection closes, and after its
+/// `failover_after` (15 s) when nothing is heard.
+const COMING_BACK: Duration = Duration::from_secs(30);
+
+/// What the record names, and what is served here all the same: when arakoon's answer to the end of an attachment was
+/// lost, that attachment is in memory alone, and is ended by saying it again.
+fn known(record: &AttachmentsRecord, here: &AttachmentsRecord) -> AttachmentsRecord {
+    let mut all = record.clone();
+    let is_new =
+        |one: &&AttachmentRecord| record.live.iter().all(|live| live.generation != one.generation);
+    all.live.extend(here.live.iter().filter(is_new).cloned());
+    all
+}
 
 /// The attachment of the edge with this name or id.
 ///
@@ -50,7 +66,7 @@ fn choose<'a>(
 
 impl Router {
     /// # Errors
-    /// `INVALID` when there is no such attachment, or its edge is connected and nobody insists.
+    /// `INVALID` when there is no such attachment, or its edge is connected or may be about to be, and nobody insists.
     pub(crate) async fn end_attachment_of(
         self: &Arc<Self>,
         ask: &EndAttachment,
@@ -59,26 +75,39 @@ impl Router {
         let _ = tokio::time::timeout(OPENING_PATIENCE, self.wait_served(vdisk)).await;
         let mut meant = None;
         for _ in 0..TRIES {
-            let owner = self.state().serving(vdisk)?.record.clone();
+            let (owner, here) = {
+                let mut state = self.state();
+                let serving = state.serving(vdisk)?;
+                (serving.record.clone(), serving.attachments.clone())
+            };
             let (old, bytes) =
                 self.facts.attachments(vdisk).await.map_err(|error| error.to_wire())?;
-            let AttachmentRecord { edge, edge_name, generation, mode } =
-                choose(&ask.edge, &old)?.clone();
+            let AttachmentRecord { edge, edge_name, generation, mode, .. } =
+                choose(&ask.edge, &known(&old, &here))?.clone();
             // Never that of an edge which has come back meanwhile.
             if *meant.get_or_insert(generation) != generation {
                 let message = format!("edge {edge_name} has just attached anew: look again");
                 return Err(WireError::refuse(code::INVALID, message));
             }
-            let (connected, owes_replay) = {
+            let (connected, owes_replay, served_for) = {
                 let mut state = self.state();
                 let serving = state.serving(vdisk)?;
                 let session = serving.sessions.get(&generation);
                 let connected = session.is_some_and(crate::state::Session::is_connected);
-                (connected, serving.awaiting.contains(&generation))
+                let served_for = boot_now().since(serving.since);
+                (connected, serving.awaiting.contains(&generation), served_for)
             };
             if connected && !ask.force {
                 let message = format!(
                     "edge {edge_name} is connected: its users would get I/O errors; --force ends its attachment all the same"
+                );
+                return Err(WireError::refuse(code::INVALID, message));
+            }
+            if !connected && served_for < COMING_BACK && !ask.force {
+                let message = format!(
+                    "the vDisk is served here for {} s only: edge {edge_name} may be on its way back; wait until {} s have passed, or --force",
+                    served_for.as_secs(),
+                    COMING_BACK.as_secs()
                 );
                 return Err(WireError::refuse(code::INVALID, message));
             }
@@ -121,12 +150,29 @@ mod tests {
     use wire::facts::AttachmentMode;
 
     #[test]
+    fn one_that_is_ended_in_the_record_alone_is_known_and_hides_no_other_of_its_name() {
+        let live = |edge| AttachmentRecord {
+            edge: EdgeId(edge),
+            edge_name: "west".into(),
+            generation: AttachmentGeneration(u64::try_from(edge).unwrap()),
+            mode: AttachmentMode::ReadOnly,
+            domain: String::new(),
+        };
+        let of = |live| AttachmentsRecord { last_generation: AttachmentGeneration(2), live };
+        let known = known(&of(vec![live(2)]), &of(vec![live(1), live(2)]));
+        assert_eq!(known.live, [live(2), live(1)]);
+        assert!(choose("west", &known).is_err(), "which of the two?");
+        assert_eq!(choose(&EdgeId(1).to_string(), &known), Ok(&live(1)));
+    }
+
+    #[test]
     fn an_edge_is_meant_by_name_or_id_and_never_by_guess() {
         let live = |edge, name: &str| AttachmentRecord {
             edge: EdgeId(edge),
             edge_name: name.into(),
             generation: AttachmentGeneration(u64::try_from(edge).unwrap()),
             mode: AttachmentMode::ReadOnly,
+            domain: String::new(),
         };
         let attachments = AttachmentsRecord {
             last_generation: AttachmentGeneration(3),

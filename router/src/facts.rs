@@ -11,11 +11,12 @@ use arakoon_client::{
 };
 use bytes::Bytes;
 use model::{Incarnation, Revision, RouterId, VdiskId};
+use router_core::rebalance::near_edge;
 use wire::WireError;
 use wire::dtl::DtlMode;
 use wire::facts::{
     AttachmentsRecord, ContestRecord, DtlRecord, DtlTargets, LossRecord, MaintenanceRecord, Record,
-    RouterRecord, VdiskRecord, VpoolDtl, VpoolRecord, key,
+    RouterLoad, RouterRecord, VdiskRecord, VpoolDtl, VpoolRecord, key,
 };
 use wire::router::code;
 
@@ -94,10 +95,12 @@ impl Facts {
         entries.into_iter().map(|(key, bytes)| record(&key, bytes)).collect()
     }
 
-    /// Whether an operator took the router out of service.
-    pub async fn is_under_maintenance(&self, router: RouterId) -> Result<bool, FactsError> {
-        let mark = self.get::<MaintenanceRecord>(key::router_maintenance(router)).await?;
-        Ok(mark.is_some())
+    /// The word of an operator who took the router out of service.
+    pub async fn maintenance(
+        &self,
+        router: RouterId,
+    ) -> Result<Option<Read<MaintenanceRecord>>, FactsError> {
+        self.get(key::router_maintenance(router)).await
     }
 
     /// A router's record, together with what else is to be set.
@@ -106,15 +109,19 @@ impl Facts {
         Ok(())
     }
 
-    /// The router's record and its session at once. Whoever held one under this id before is dead: the caller has the lock
-    /// on its data.
-    pub async fn open_session(&self, router: &RouterRecord) -> Result<Session, FactsError> {
+    /// The router's record and its session at once, if what `asserted` says still holds. Whoever held one under this id
+    /// before is dead: the caller has the lock on its data.
+    pub async fn open_session(
+        &self,
+        router: &RouterRecord,
+        asserted: Transaction,
+    ) -> Result<Session, FactsError> {
         let id = key::router_session(router.router);
         let known = self.client.sessions(&id).await?.into_iter();
         let former = known.filter(|session| session.id == id).map(|session| session.incarnation);
         let options = SessionOptions {
             replaces: former.last(),
-            along: Transaction::new().set(key::router(router.router), router.to_record()),
+            along: asserted.set(key::router(router.router), router.to_record()),
             ..SessionOptions::new(&id)
         };
         Ok(Session::open(&self.client, options).await?)
@@ -192,6 +199,32 @@ impl Facts {
             Ok(key::vdisk_of_dtl(&key).map(|vdisk| (vdisk, read.value.facts.targets)))
         };
         entries.into_iter().filter_map(|entry| target(entry).transpose()).collect()
+    }
+
+    /// What routers said last of what they carry.
+    pub async fn loads(&self) -> Result<BTreeMap<RouterId, RouterLoad>, FactsError> {
+        let entries = self.client.prefix(key::LOADS).await?;
+        let load = |(key, bytes): (Bytes, Bytes)| {
+            let read: Read<RouterLoad> = record(&key, bytes)?;
+            Ok(key::router_of_load(&key).map(|router| (router, read.value)))
+        };
+        entries.into_iter().filter_map(|entry| load(entry).transpose()).collect()
+    }
+
+    pub async fn tell_load(&self, router: RouterId, load: &RouterLoad) -> Result<(), FactsError> {
+        let told = Transaction::new().set(key::router_load(router), load.to_record());
+        self.client.commit(told).await?;
+        Ok(())
+    }
+
+    /// Where the edges run that vDisks are attached to, as far as it is known.
+    pub async fn edge_domains(&self) -> Result<BTreeMap<VdiskId, String>, FactsError> {
+        let entries = self.client.prefix(key::ATTACHMENTS).await?;
+        let domain = |(key, bytes): (Bytes, Bytes)| {
+            let read: Read<AttachmentsRecord> = record(&key, bytes)?;
+            Ok(key::vdisk_of_attachments(&key).zip(near_edge(&read.value)))
+        };
+        entries.into_iter().filter_map(|entry| domain(entry).transpose()).collect()
     }
 
     /// The owner's proposals: fails when somebody has claimed the vDisk, as the epoch is in the record.

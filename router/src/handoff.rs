@@ -141,6 +141,9 @@ impl Router {
                 Some(slot) => return Err(aborted(format!("the vDisk is {} there", slot.name()))),
             }
         }
+        if self.lease.current().is_none() {
+            return Err(aborted("it has no session in arakoon"));
+        }
         let Some(_held) = self.hold_map_soon(vdisk).await else {
             return Err(aborted("its page map is being prepared already"));
         };

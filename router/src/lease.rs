@@ -15,7 +15,7 @@ use arakoon_client::{Session, SessionState, Transaction};
 use model::{Epoch, VdiskId};
 use runtime::random::jitter;
 use wire::common::Severity;
-use wire::facts::{DtlRecord, RouterState};
+use wire::facts::{DtlRecord, RouterState, key};
 
 use crate::facts::{Change, FactsError};
 use crate::router::Router;
@@ -46,12 +46,19 @@ impl Router {
     /// clean stop ends it, unless it was taken out of service.
     async fn register(&self) -> Result<(), FactsError> {
         let before = self.facts.router(self.id).await?;
-        let maintenance = self.facts.is_under_maintenance(self.id).await?;
+        let maintenance = self.facts.maintenance(self.id).await?;
+        // An operator who speaks meanwhile isn't overruled: it is all read anew.
+        let asserted = Transaction::new()
+            .assert_is(key::router(self.id), before.as_ref().map(|read| read.bytes.clone()))
+            .assert_is(
+                key::router_maintenance(self.id),
+                maintenance.as_ref().map(|read| read.bytes.clone()),
+            );
         let drained = before.is_some_and(|read| read.value.state == RouterState::Draining);
-        let draining = maintenance || drained;
+        let draining = maintenance.is_some() || drained;
         self.state().draining = draining;
         let state = if draining { RouterState::Draining } else { RouterState::Online };
-        let session = self.facts.open_session(&self.record(state)).await?;
+        let session = self.facts.open_session(&self.record(state), asserted).await?;
         tracing::info!(incarnation = %session.incarnation(), "session opened");
         self.lease.set(session);
         let text = if draining { "opened; it takes no vDisks" } else { "opened; in service" };

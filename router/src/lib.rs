@@ -9,13 +9,14 @@
 //! | `reader` | overlay → page map → frames → bytes |
 //! | `committer` | units → SCOs in the backend → page map → freed log |
 //! | `open` | claim, raise, read head, recover, serve (P10, P18) |
-//! | `balance` | vDisks spread over the routers by themselves, where that is asked for |
+//! | `balance`, `load` | vDisks spread over the routers by themselves, where that is asked for; what each carries, told to all |
 //! | `handoff` | a vDisk to another router: by an operator's wish, or after a clean stop |
 //! | `mode` | a served vDisk gets another DTL, or none |
 //! | `protect` | vDisks with a DTL: claimed, recovered, watched |
 //! | `lease`, `claim` | the router's session; a vDisk whose owner is gone, claimed (P16–P18) |
 //! | `contest` | a vDisk whose owner an edge has no service from (P19) |
 //! | `loss` | a vDisk with a gap: what is missing, and how it starts without that (L7) |
+//! | `directory` | where a vDisk is served and where else to go |
 //! | `attach`, `admin` | attachments; create, delete, resize, show, sync |
 //! | [`dtl`] | logs of other routers' vDisks kept here (P11, P12, P16) |
 //! | `log_disk`, `map_store`, `frames`, `backend`, `facts` | adapters: log files, RocksDB, frame cache, proxies, arakoon |
@@ -29,12 +30,14 @@ mod committer;
 pub mod config;
 mod contest;
 mod detach;
+mod directory;
 pub mod dtl;
 pub mod facts;
 mod follow;
 mod frames;
 mod handoff;
 mod lease;
+mod load;
 mod log_disk;
 mod loss;
 mod map_store;

@@ -20,6 +20,7 @@ use wire::router::{RouterAddress, code};
 
 use crate::backend::Backend;
 use crate::config::Config;
+use crate::directory::Other;
 use crate::dtl::peers::Peers;
 use crate::dtl::server::TargetServer;
 use crate::dtl::ties::Ties;
@@ -53,7 +54,7 @@ pub struct Router {
     /// What an operator should know of this router.
     pub events: Arc<Events>,
     /// The other routers, as last read from arakoon.
-    pub others: Mutex<(u64, Vec<RouterAddress>)>,
+    pub others: Mutex<(u64, Vec<Other>)>,
     state: Mutex<State>,
     append: Notify,
     /// Ends the tasks of this router.

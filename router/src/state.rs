@@ -160,6 +160,8 @@ pub struct Serving {
     stalled: VecDeque<Stalled>,
     /// Log position behind this vDisk's newest record.
     pub last_end: u64,
+    /// When it began to be served here.
+    pub since: Now,
     pub committer: Arc<Notify>,
     pub committed: watch::Sender<Lsn>,
     pub tlogs: BTreeMap<ObjectId, Arc<Tlog>>,
@@ -209,6 +211,7 @@ impl Serving {
             gate_runs: false,
             stalled: VecDeque::new(),
             last_end: 0,
+            since: boot_now(),
             committer: Arc::new(Notify::new()),
             committed,
             tlogs: BTreeMap::new(),

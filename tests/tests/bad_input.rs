@@ -46,12 +46,13 @@ fn wrong_configurations_and_places_are_refused_clearly() -> anyhow::Result<()> {
     let nbd = format!("127.0.0.1:{}", free_port()?);
     steps.step("options that make no cluster", || {
         let dir = root.path().join("none");
-        let cases: [(&[&str], &str); 5] = [
+        let cases: [(&[&str], &str); 6] = [
             (&["--arakoons", "2"], "arakoons"),
             (&["--asds", "2"], "policy"),
             (&["--policy", "4,2,9,1"], "policy"),
             (&["--vdisk", "demo:12parsecs"], "12parsecs"),
             (&["--nbd", "tls://127.0.0.1:1"], "nbd"),
+            (&["--nbd", "127.0.0.1:0"], "port"),
         ];
         for (args, named) in cases {
             let outcome = up(&dir, args)?;

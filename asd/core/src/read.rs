@@ -279,12 +279,11 @@ mod tests {
         let disk = disk(&header, &data);
         let entry = entry(&header);
         for reads in [2, 3] {
-            match read_at(&disk, OSD, KEY, &entry, FAR) {
-                Reading::Found { bytes, total_len: 40_000 } => {
-                    assert_eq!(bytes, data[20_000..25_000])
-                }
-                other => panic!("{other:?}"),
-            }
+            let reading = read_at(&disk, OSD, KEY, &entry, FAR);
+            let Reading::Found { bytes, total_len: 40_000 } = reading else {
+                panic!("{reading:?}")
+            };
+            assert_eq!(bytes, data[20_000..25_000]);
             assert_eq!(disk.reads.get(), reads);
         }
         let at = header.header_len() + 21_000;
@@ -303,10 +302,9 @@ mod tests {
         let second = header(5, 18, &new);
         *disk.bytes.borrow_mut() = record(&second, &new);
         assert_eq!(read_at(&disk, OSD, KEY, &entry(&first), FAR), Reading::Elsewhere);
-        match read_at(&disk, OSD, KEY, &entry(&second), FAR) {
-            Reading::Found { bytes, .. } => assert_eq!(bytes, new[20_000..25_000]),
-            other => panic!("{other:?}"),
-        }
+        let reading = read_at(&disk, OSD, KEY, &entry(&second), FAR);
+        let Reading::Found { bytes, .. } = reading else { panic!("{reading:?}") };
+        assert_eq!(bytes, new[20_000..25_000]);
         // An index that mixes up keys is not believed either.
         assert_eq!(read_at(&disk, OSD, b"yek", &entry(&second), FAR), Reading::Elsewhere);
     }

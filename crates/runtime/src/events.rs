@@ -17,6 +17,8 @@ use crate::clock::unix_ms;
 const KEPT_MAX: usize = 1024;
 /// In one answer.
 const ANSWER_MAX: usize = 256;
+/// What was said already and is said again this much later is news.
+const AGAIN_MS: u64 = 60 * 60 * 1000;
 /// Bytes of one text.
 const TEXT_MAX: usize = 600;
 
@@ -31,9 +33,12 @@ impl Ring {
     fn add(&mut self, at_unix_ms: u64, severity: Severity, about: About, text: &str) {
         let About { kind, vdisk } = about;
         let text = &text[..text.floor_char_boundary(TEXT_MAX)];
-        // Said again and again by a loop that tries again and again: once is enough.
+        // Said again and again by a loop that tries again and again: once an hour is enough.
         let last = self.events.iter().rev().find(|event| event.vdisk == vdisk);
-        if last.is_some_and(|last| last.kind == kind && last.text == text) {
+        let said = |last: &Event| {
+            last.kind == kind && last.text == text && at_unix_ms < last.at_unix_ms + AGAIN_MS
+        };
+        if last.is_some_and(said) {
             return;
         }
         self.newest += 1;
@@ -139,6 +144,10 @@ mod tests {
         ring.add(1, Severity::Info, About { kind: "serving", ..gap }, "again");
         ring.add(1, Severity::Error, gap, "why");
         assert_eq!(ring.events.len(), 4, "it went well in between");
+        ring.add(AGAIN_MS, Severity::Error, gap, "why");
+        assert_eq!(ring.events.len(), 4);
+        ring.add(1 + AGAIN_MS, Severity::Error, gap, "why");
+        assert_eq!(ring.events.len(), 5, "still so after an hour");
         ring.add(1, Severity::Error, gap, &"ü".repeat(1000));
         assert_eq!(ring.events.back().unwrap().text.len(), TEXT_MAX);
     }

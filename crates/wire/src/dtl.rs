@@ -7,7 +7,7 @@
 //! it has promised to (L4).
 
 use crate::router::IO_MAX;
-use crate::{message, tag};
+use crate::{Decode, DecodeError, Reader, message, tag};
 use bytes::Bytes;
 use model::{DtlGeneration, Epoch, Incarnation, Lsn, RouterId, VdiskId};
 
@@ -246,6 +246,19 @@ impl DtlFacts {
             floor: Lsn::ZERO,
             previous: None,
         }
+    }
+
+    /// As records had them before promises were bounded: all that was promised counts.
+    pub(crate) fn decode_without_through(from: &mut Reader) -> Result<Self, DecodeError> {
+        let (state, generation) = (Decode::decode(from)?, Decode::decode(from)?);
+        let (targets, floor) = (Decode::decode(from)?, Decode::decode(from)?);
+        let previous: Option<(DtlGeneration, Vec<RouterId>)> = Decode::decode(from)?;
+        let previous = previous.map(|(generation, targets)| DtlPromise {
+            generation,
+            targets,
+            through: Lsn(u64::MAX),
+        });
+        Ok(Self { state, generation, targets, floor, previous })
     }
 }
 

@@ -15,8 +15,16 @@ pub const LOSSES_MAX: usize = 64;
 
 /// A record: version byte, then the message.
 pub trait Record: Encode + Decode {
-    /// The only one that is written and read.
+    /// The one that is written, and read unless the record knows older ones.
     const VERSION: u8 = 1;
+
+    /// A record of another version that is read all the same.
+    ///
+    /// # Errors
+    /// When it isn't.
+    fn decode_older(version: u8, _from: &mut Reader) -> Result<Self, DecodeError> {
+        Err(DecodeError::Illegal { what: "record version", value: version.into() })
+    }
 
     #[must_use]
     fn to_record(&self) -> Bytes {
@@ -30,10 +38,11 @@ pub trait Record: Encode + Decode {
     fn from_record(bytes: Bytes) -> Result<Self, DecodeError> {
         let mut reader = Reader::new(bytes);
         let version = u8::decode(&mut reader)?;
-        if version != Self::VERSION {
-            return Err(DecodeError::Illegal { what: "record version", value: version.into() });
-        }
-        let value = Self::decode(&mut reader)?;
+        let value = if version == Self::VERSION {
+            Self::decode(&mut reader)?
+        } else {
+            Self::decode_older(version, &mut reader)?
+        };
         match reader.remaining() {
             0 => Ok(value),
             extra => Err(DecodeError::Trailing { extra }),
@@ -195,6 +204,17 @@ message! {
         pub missing: String,
     }
 
+    /// `router-load/<id>`: what a router said last of what it carries. Nobody's right rests on it.
+    pub struct RouterLoad {
+        /// vDisks it owns.
+        pub vdisks: u64,
+        /// How many more it could take.
+        pub room: u64,
+        /// Its write log, and what is pinned in it.
+        pub log_bytes: u64,
+        pub log_used: u64,
+    }
+
     /// `router-maintenance/<id>`: an operator took the router out of service, over restarts too.
     pub struct MaintenanceRecord {
         /// For people; nothing is decided by it.
@@ -213,6 +233,8 @@ message! {
         pub edge_name: String,
         pub generation: AttachmentGeneration,
         pub mode: AttachmentMode,
+        /// Where it runs, as `datacenter/rack/host`; empty: not known.
+        pub domain: String,
     }
 
     /// `vdisk-attachments/<id>`. Generations only grow, whoever comes and goes (P4).
@@ -232,11 +254,26 @@ impl Record for VdiskRecord {}
 impl Record for DtlRecord {
     /// 1 had no `log_from`, 2 no `through` of the previous promise.
     const VERSION: u8 = 3;
+
+    fn decode_older(version: u8, from: &mut Reader) -> Result<Self, DecodeError> {
+        if version != 2 {
+            return Err(DecodeError::Illegal { what: "record version", value: version.into() });
+        }
+        Ok(Self {
+            epoch: Decode::decode(from)?,
+            mode: Decode::decode(from)?,
+            session: Decode::decode(from)?,
+            log_id: Decode::decode(from)?,
+            log_from: Decode::decode(from)?,
+            facts: DtlFacts::decode_without_through(from)?,
+        })
+    }
 }
 impl Record for DtlTargets {}
 impl Record for ContestRecord {}
 impl Record for LossRecord {}
 impl Record for MaintenanceRecord {}
+impl Record for RouterLoad {}
 
 impl LossRecord {
     /// One more; a record in arakoon stays small.
@@ -269,7 +306,27 @@ impl DtlRecord {
         Self { epoch, session: Incarnation(0), log_id: 0, log_from: 0, facts, ..self.clone() }
     }
 }
-impl Record for AttachmentsRecord {}
+impl Record for AttachmentsRecord {
+    /// 1 didn't say where edges run.
+    const VERSION: u8 = 2;
+
+    fn decode_older(version: u8, from: &mut Reader) -> Result<Self, DecodeError> {
+        if version != 1 {
+            return Err(DecodeError::Illegal { what: "record version", value: version.into() });
+        }
+        type Before = ((EdgeId, String), (AttachmentGeneration, AttachmentMode));
+        let last_generation = Decode::decode(from)?;
+        let live: Vec<Before> = Decode::decode(from)?;
+        let now = |((edge, edge_name), (generation, mode)): Before| AttachmentRecord {
+            edge,
+            edge_name,
+            generation,
+            mode,
+            domain: String::new(),
+        };
+        Ok(Self { last_generation, live: live.into_iter().map(now).collect() })
+    }
+}
 
 /// Keys. A prefix ends with `/`.
 pub mod key {
@@ -281,6 +338,7 @@ pub mod key {
     pub const VPOOLS: &str = "vpool/";
     pub const ROUTERS: &str = "router/";
     pub const MAINTENANCE: &str = "router-maintenance/";
+    pub const LOADS: &str = "router-load/";
     pub const VDISKS: &str = "vdisk/";
     pub const VDISK_NAMES: &str = "vdisk-name/";
     pub const VDISK_DTLS: &str = "vdisk-dtl/";
@@ -351,6 +409,17 @@ pub mod key {
     #[must_use]
     pub fn router_of_maintenance(key: &[u8]) -> Option<RouterId> {
         str::from_utf8(key.strip_prefix(MAINTENANCE.as_bytes())?).ok()?.parse().ok()
+    }
+
+    #[must_use]
+    pub fn router_load(router: RouterId) -> Bytes {
+        Bytes::from(format!("{LOADS}{router}"))
+    }
+
+    /// The router that such a key names.
+    #[must_use]
+    pub fn router_of_load(key: &[u8]) -> Option<RouterId> {
+        str::from_utf8(key.strip_prefix(LOADS.as_bytes())?).ok()?.parse().ok()
     }
 
     #[must_use]
@@ -434,7 +503,8 @@ pub mod key {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use model::ScoNumber;
+    use crate::dtl::DtlPromise;
+    use model::{DtlGeneration, Lsn, RouterId, ScoNumber};
 
     #[test]
     fn records_survive_their_bytes_and_refuse_other_versions() {
@@ -454,6 +524,50 @@ mod tests {
         future[0] = 9;
         assert!(VdiskRecord::from_record(Bytes::from(future)).is_err());
         assert!(VdiskRecord::from_record(bytes.slice(..bytes.len() - 1)).is_err());
+    }
+
+    #[test]
+    fn a_dtl_record_of_the_version_before_is_read_and_all_that_it_promised_counts() {
+        let promise = |through| DtlPromise {
+            generation: DtlGeneration(4),
+            targets: vec![RouterId(7)],
+            through: Lsn(through),
+        };
+        let mut record = DtlRecord::new(DtlMode::Sync);
+        record.facts.previous = Some(promise(u64::MAX));
+        // `through` is the last field.
+        let mut before = record.to_record().to_vec();
+        before.truncate(before.len() - 8);
+        before[0] = 2;
+        assert_eq!(DtlRecord::from_record(Bytes::from(before.clone())), Ok(record.clone()));
+        before.push(0);
+        assert!(DtlRecord::from_record(Bytes::from(before.clone())).is_err(), "trailing");
+        before.truncate(before.len() - 2);
+        assert!(DtlRecord::from_record(Bytes::from(before)).is_err(), "cut");
+        record.facts.previous = None;
+        let mut before = record.to_record().to_vec();
+        before[0] = 2;
+        assert_eq!(DtlRecord::from_record(Bytes::from(before.clone())), Ok(record));
+        before[0] = 1;
+        assert!(DtlRecord::from_record(Bytes::from(before)).is_err());
+    }
+
+    #[test]
+    fn attachments_of_the_version_before_are_read() {
+        let live = AttachmentRecord {
+            edge: EdgeId(5),
+            edge_name: "edge-1".into(),
+            generation: AttachmentGeneration(3),
+            mode: AttachmentMode::Shared,
+            domain: String::new(),
+        };
+        let record =
+            AttachmentsRecord { last_generation: AttachmentGeneration(4), live: vec![live] };
+        // The domain is last, and empty: four bytes of length.
+        let mut before = record.to_record().to_vec();
+        before.truncate(before.len() - 4);
+        before[0] = 1;
+        assert_eq!(AttachmentsRecord::from_record(Bytes::from(before)), Ok(record));
     }
 
     #[test]

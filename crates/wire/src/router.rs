@@ -185,6 +185,8 @@ message! {
         pub reclaim: Option<AttachmentGeneration>,
         /// Push out another edge that holds it exclusively.
         pub take_over: bool,
+        /// Where the edge runs, as `datacenter/rack/host`; empty: not known. Routers near it come first.
+        pub domain: String,
     }
 
     /// Sequences of one attachment that are applied: all `<= contiguous`, and the exceptions above it (P3).

@@ -37,6 +37,9 @@ enum Command {
         /// Only this one; may be repeated
         #[arg(long, value_name = "NAME")]
         only: Vec<String>,
+        /// Only those of one part, as in 2/4: so that a drill of hours can be split
+        #[arg(long, value_name = "I/N")]
+        part: Option<mutate::Part>,
         /// Say which there are, and whether they still apply
         #[arg(long)]
         list: bool,
@@ -58,7 +61,9 @@ fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Ci { stage } => ci::run(&root, stage),
         Command::Tidy => tidy::run(&root),
-        Command::Mutate { only, list } => mutate::run(&root, &mutate::Options { only, list }),
+        Command::Mutate { only, part, list } => {
+            mutate::run(&root, &mutate::Options { only, part, list })
+        }
         Command::Soak { args } => long_runs::soak(&root, &args),
         Command::Bench { args } => long_runs::bench(&root, &args),
     };

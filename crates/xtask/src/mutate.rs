@@ -33,7 +33,35 @@ const LINES_SHOWN: usize = 30;
 #[derive(Debug, Default)]
 pub struct Options {
     pub only: Vec<String>,
+    pub part: Option<Part>,
     pub list: bool,
+}
+
+/// Every `of`-th fault from the `number`-th on, counted from 1: the parts together are all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Part {
+    number: usize,
+    of: usize,
+}
+
+impl std::str::FromStr for Part {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parsed = text
+            .split_once('/')
+            .and_then(|(number, of)| Some((number.parse().ok()?, of.parse().ok()?)));
+        match parsed {
+            Some((number, of)) if 0 < number && number <= of => Ok(Self { number, of }),
+            Some(_) | None => Err("a part is I/N with I from 1 to N, as in 2/4".to_owned()),
+        }
+    }
+}
+
+impl Part {
+    fn of<T>(self, all: Vec<T>) -> Vec<T> {
+        all.into_iter().skip(self.number - 1).step_by(self.of).collect()
+    }
 }
 
 /// What came of a fault.
@@ -53,7 +81,10 @@ struct Outcome<'a> {
 
 pub fn run(root: &Path, options: &Options) -> anyhow::Result<()> {
     let all = load(&root.join(TABLES))?;
-    let chosen = choose(&all, &options.only)?;
+    let mut chosen = choose(&all, &options.only)?;
+    if let Some(part) = options.part {
+        chosen = part.of(chosen);
+    }
     let misfits = misfits(root, &all);
     if options.list {
         for mutation in &chosen {

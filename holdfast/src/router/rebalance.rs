@@ -13,7 +13,7 @@ use crate::table::{Cell, Paint, Table};
 use crate::vdisk::{Ask, Routers};
 use indicatif::{ProgressBar, ProgressStyle};
 use model::{DomainPath, RouterId, VdiskId};
-use router_core::rebalance::{Home, Limits, Move, Placed, plan};
+use router_core::rebalance::{Home, Limits, Move, Placed, near_edge, plan};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -41,7 +41,7 @@ pub struct RebalanceArgs {
     /// What shall be alike
     #[arg(long, value_enum, default_value = "number")]
     pub by: By,
-    /// Where an edge runs, as datacenter/rack/host: its vDisks go as near to it as they can; may be said again
+    /// Where an edge runs, as datacenter/rack/host, other than its configuration says; may be said again
     #[arg(long = "edge", value_name = "EDGE=DOMAIN", value_parser = edge)]
     pub edges: Vec<(String, String)>,
     /// Leave differences up to this: vDisks, or vDisks and writes per second
@@ -176,9 +176,6 @@ impl Desk<'_> {
         &self,
         named: &[(String, String)],
     ) -> Result<BTreeMap<VdiskId, String>, Failure> {
-        if named.is_empty() {
-            return Ok(BTreeMap::new());
-        }
         let arakoon = self.admin.arakoon(self.cluster, LIMIT);
         let rows = arakoon.prefix(key::ATTACHMENTS).await.map_err(arakoon_failure)?;
         let mut edges = BTreeMap::new();
@@ -188,10 +185,9 @@ impl Desk<'_> {
             let Ok(record) = AttachmentsRecord::from_record(row) else { continue };
             attached.extend(record.live.iter().map(|live| live.edge_name.clone()));
             let where_of = |name: &str| named.iter().find(|(edge, _)| edge == name);
-            if let Some((_, domain)) = record.live.iter().find_map(|live| where_of(&live.edge_name))
-            {
-                edges.insert(vdisk, domain.clone());
-            }
+            let said = record.live.iter().find_map(|live| where_of(&live.edge_name));
+            let domain = said.map(|(_, domain)| domain.clone());
+            edges.extend(domain.or_else(|| near_edge(&record)).map(|domain| (vdisk, domain)));
         }
         if let Some((name, _)) = named.iter().find(|(name, _)| !attached.contains(name)) {
             eprintln!(

@@ -245,6 +245,7 @@ mod tests {
             edge_name: "edge-1".into(),
             generation: AttachmentGeneration(3),
             mode: AttachmentMode::Exclusive,
+            domain: String::new(),
         };
         let record =
             AttachmentsRecord { last_generation: AttachmentGeneration(3), live: vec![live] };

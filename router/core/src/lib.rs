@@ -16,6 +16,7 @@
 //! | [`contest`] | when a vDisk may be taken from an owner that an edge has no service from (P19) |
 //! | [`follow`] | who keeps copies of a page map, and how near to the backend (MDS) |
 //! | [`rebalance`] | which vDisks go to another router so that all carry alike |
+//! | [`load`] | what a router carries and could still take |
 //! | [`quota`] | who must wait, and how long, when log or memory run short (P9) |
 //!
 //! Nothing here knows a clock, a socket, a file or chance.
@@ -24,6 +25,7 @@ pub mod applied;
 pub mod contest;
 pub mod dtl;
 pub mod follow;
+pub mod load;
 pub mod log;
 pub mod map;
 pub mod overlay;

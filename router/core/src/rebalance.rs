@@ -14,6 +14,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
 use model::{RouterId, VdiskId};
+use wire::facts::{AttachmentMode, AttachmentsRecord};
 
 /// A router in service.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,8 +74,17 @@ pub struct Move {
     pub why: Why,
 }
 
+/// The domain of the edge that a vDisk should be near to: of one that writes, if there is any.
+#[must_use]
+pub fn near_edge(attachments: &AttachmentsRecord) -> Option<String> {
+    let known = || attachments.live.iter().filter(|live| !live.domain.is_empty());
+    let writer = known().find(|live| live.mode != AttachmentMode::ReadOnly);
+    writer.or_else(|| known().next()).map(|live| live.domain.clone())
+}
+
 /// How much two domains have in common: levels from the top that are equal.
-fn nearness(one: &str, other: &str) -> usize {
+#[must_use]
+pub fn nearness(one: &str, other: &str) -> usize {
     if one.is_empty() || other.is_empty() {
         return 0;
     }

@@ -100,7 +100,9 @@ fn p6_who_waits_for_an_edge_that_died_with_its_owner_goes_on_when_an_operator_en
     let unknown = router.end_attachment("demo", "edge-9", true).unwrap_err();
     assert_eq!(unknown.code, code::INVALID, "{unknown}");
     assert!(unknown.message.contains("edge-1") && unknown.message.contains("edge-2"), "{unknown}");
-    let ended = router.end_attachment("demo", "edge-1", false).unwrap();
+    let early = router.end_attachment("demo", "edge-1", false).unwrap_err();
+    assert!(early.message.contains("on its way back"), "{early}");
+    let ended = router.end_attachment("demo", "edge-1", true).unwrap();
     assert!(ended.owes_replay && !ended.connected, "{ended:?}");
     assert_eq!(reader.try_read(0, 4096).unwrap(), [1; 4096]);
     // It comes back all the same (P4).
@@ -110,6 +112,26 @@ fn p6_who_waits_for_an_edge_that_died_with_its_owner_goes_on_when_an_operator_en
     assert!(connected.message.contains("--force"), "{connected}");
     assert!(router.end_attachment("demo", "edge-2", true).unwrap().connected);
     assert_eq!(reader.try_read(0, 4096).unwrap_err().code, code::ATTACHMENT_FENCED);
+    router.stop();
+}
+
+#[test]
+fn p6_ending_an_attachment_whose_answer_was_lost_works_when_it_is_said_again() {
+    let world = World::new();
+    let router = world.start();
+    router.create("demo", 8 * MIB);
+    let mut disk = Disk::attach(&router, "demo");
+    world.arakoon.hold_answer(key::attachments(world.vdisk("demo").vdisk));
+    std::thread::scope(|scope| {
+        let end = scope.spawn(|| router.end_attachment("demo", "edge-1", true));
+        until_held(&world);
+        world.arakoon.lose_answer();
+        end.join().unwrap().unwrap_err();
+    });
+    disk.write(0, &[1; 4096], Durability::Durable);
+    assert!(router.end_attachment("demo", "edge-1", true).unwrap().connected);
+    assert_eq!(disk.try_write(0, &[2; 4096]).unwrap_err().code, code::ATTACHMENT_FENCED);
+    assert_eq!(Disk::attach(&router, "demo").try_read(0, 4096).unwrap(), [1; 4096]);
     router.stop();
 }
 

@@ -17,6 +17,39 @@ fn moves(router: &Router) -> usize {
 }
 
 #[test]
+fn a_vdisk_follows_its_edge_and_stays_there() {
+    let world = World::new();
+    let first = world.start_with(&format!("{BALANCED}\ndomain = \"dc1/rack1/host1\""));
+    for name in NAMES {
+        first.create(name, 8 << 20);
+    }
+    let mut disk = Disk::attach(&first, "one");
+    disk.write(0, &[7; 4096], Durability::Durable);
+    // It comes back from where it runs now.
+    disk.domain = "dc2/rack1/host9".to_owned();
+    disk.reattach(&first);
+    let other = world.start_other_with(&format!("{BALANCED}\ndomain = \"dc2/rack1/host2\""));
+    let start = Instant::now();
+    while world.vdisk("one").owner != world.id_of("router-2") {
+        assert!(start.elapsed() < WITHIN, "it stays with router-1");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    disk.reattach(&other);
+    disk.check_all();
+    // Others go there to even things out; it stays.
+    while moves(&first) < 2 {
+        assert!(start.elapsed() < WITHIN, "{} moves", moves(&first));
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    std::thread::sleep(Duration::from_secs(1));
+    assert_eq!((moves(&first), moves(&other)), (2, 0));
+    assert_eq!(world.vdisk("one").owner, world.id_of("router-2"));
+    for router in [first, other] {
+        router.stop();
+    }
+}
+
+#[test]
 fn vdisks_spread_over_routers_that_come_and_then_stay() {
     let world = World::new();
     let first = world.start_with(BALANCED);

@@ -244,6 +244,7 @@ fn p5_an_edge_that_comes_to_share_while_the_mode_changes_is_in_time_or_asks_agai
             edge_name: "edge-7".into(),
             generation: last_generation,
             mode: AttachmentMode::Shared,
+            domain: String::new(),
         };
         let shared = AttachmentsRecord { last_generation, live: vec![shares] };
         let (in_place, row) = (mode == DtlMode::Async, key::attachments(vdisk));

@@ -258,7 +258,7 @@ impl World {
         };
         while !stands() {
             assert!(start.elapsed() < WITHIN, "{router} isn't {state:?}");
-            std::thread::yield_now();
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 

@@ -229,6 +229,7 @@ fn fuzz_facts(data: &[u8]) {
     record::<f::ContestRecord>(&bytes);
     record::<f::LossRecord>(&bytes);
     record::<f::MaintenanceRecord>(&bytes);
+    record::<f::RouterLoad>(&bytes);
     record::<f::DtlTargets>(&bytes);
     record::<alba_proxy_core::namespace::HeadMeta>(&bytes);
     if let Some(object) = alba_proxy_core::namespace::head_from_bytes(data) {

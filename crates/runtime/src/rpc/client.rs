@@ -364,7 +364,15 @@ async fn run(
             frame = reader.next() => {
                 let Ok(frame) = frame.inspect_err(|error| log_loss(&shared, error)) else { break };
                 heard = Instant::now();
-                let waiting = shared.pending().calls.remove(&frame.header.request);
+                let waiting = {
+                    let mut pending = shared.pending();
+                    let waiting = pending.calls.remove(&frame.header.request);
+                    // Not only by the timer: a peer that never stops sending would keep it from its turn (L8).
+                    if pending.look_at.is_some_and(|at| at <= heard) {
+                        pending.look(heard);
+                    }
+                    waiting
+                };
                 if let Some(waiting) = waiting
                     && matches!(frame.header.kind, FrameKind::Response | FrameKind::Failure)
                 {

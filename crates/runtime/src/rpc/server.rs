@@ -244,7 +244,7 @@ impl Context {
         let peer = Arc::new(peer);
         let Some(room) = self.room(peer.role) else {
             tracing::warn!(%remote, peer = %peer.name, role = %peer.role, "turned away: too many connections of this role");
-            let away = async { self.serve(reader, write, &peer, Entry::TurnedAway).await };
+            let away = self.serve(reader, write, &peer, Entry::TurnedAway);
             let _ = tokio::time::timeout(TURNED_AWAY, away).await;
             return;
         };

@@ -95,3 +95,16 @@ fn the_summary_names_each_fault_its_rule_and_its_fate() {
     assert!(text.contains("sample") && text.contains("P0") && text.contains("caught"), "{text}");
     assert!(text.contains("SURVIVED") && text.contains("7 s"), "{text}");
 }
+
+#[test]
+fn the_parts_of_a_drill_are_all_of_it_once() {
+    let part = |text: &str| text.parse::<Part>();
+    let mut all: Vec<usize> = (1..=3)
+        .flat_map(|number| part(&format!("{number}/3")).unwrap().of((0..10).collect()))
+        .collect();
+    all.sort_unstable();
+    assert_eq!(all, (0..10).collect::<Vec<_>>());
+    for wrong in ["0/3", "4/3", "1", "a/b", "1/", ""] {
+        assert!(part(wrong).is_err(), "{wrong}");
+    }
+}

@@ -186,3 +186,25 @@ proptest! {
         prop_assert_eq!(plan(&homes, &all, Limits { moves_max: 9, slack }), []);
     }
 }
+
+#[test]
+fn a_vdisk_should_be_near_to_who_writes_it_as_far_as_that_is_known() {
+    use model::{AttachmentGeneration, EdgeId};
+    use wire::facts::AttachmentRecord;
+    let live = |domain: &str, mode| AttachmentRecord {
+        edge: EdgeId(1),
+        edge_name: String::new(),
+        generation: AttachmentGeneration(1),
+        mode,
+        domain: domain.into(),
+    };
+    let of = |live: &[AttachmentRecord]| {
+        let last_generation = AttachmentGeneration(1);
+        near_edge(&AttachmentsRecord { last_generation, live: live.to_vec() })
+    };
+    let reader = live("a", AttachmentMode::ReadOnly);
+    assert_eq!(of(&[]), None);
+    assert_eq!(of(&[live("", AttachmentMode::Exclusive)]), None);
+    assert_eq!(of(&[live("", AttachmentMode::Exclusive), reader.clone()]), Some("a".into()));
+    assert_eq!(of(&[reader, live("b", AttachmentMode::Shared)]), Some("b".into()));
+}

@@ -20,6 +20,8 @@ pub struct Disk {
     admin: Client,
     name: String,
     edge: u128,
+    /// Where the edge runs.
+    pub domain: String,
     vdisk: VdiskId,
     generation: AttachmentGeneration,
     seq: u64,
@@ -59,6 +61,7 @@ impl Disk {
             admin: client_as(router, Role::Admin, "admin"),
             name: name.to_owned(),
             edge,
+            domain: String::new(),
             vdisk: VdiskId(0),
             generation: AttachmentGeneration(0),
             seq: 0,
@@ -82,6 +85,7 @@ impl Disk {
             mode: AttachMode::Exclusive,
             reclaim: None,
             take_over: false,
+            domain: String::new(),
         };
         runtime.block_on(async {
             let call = Call::within(WITHIN);
@@ -104,6 +108,7 @@ impl Disk {
             mode,
             reclaim,
             take_over,
+            domain: self.domain.clone(),
         };
         let start = std::time::Instant::now();
         let attached: Attached = loop {
