@@ -3,7 +3,7 @@
 //! Invariant: what is in the cache was verified, cluster by cluster, against the checksums the edge computed (L5).
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,6 +22,8 @@ use crate::backend::{Backend, BackendError};
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Bytes asked for in one call.
 const CALL_BYTES: u64 = 4 << 20;
+/// A shorter answer is copied for the cache: its frames would keep a whole read buffer, several times as long.
+const COPIED_BELOW: usize = 64 << 10;
 
 /// Why a cluster can't be read. Never answered with zeroes (L5).
 #[derive(Debug, Clone, thiserror::Error)]
@@ -99,9 +101,31 @@ impl Frames {
 
     /// Starts fetching the frames of these locations, all of one SCO, that aren't cached; one result per location, in order.
     pub fn fetch(&self, object: ObjectId, locations: &[Location]) -> Vec<Fetched> {
+        let (fetched, mine) = self.join(object, locations);
+        for chunk in chunks(&mine) {
+            let claim = self.claim(object, chunk);
+            tokio::spawn(claim.fetch());
+        }
+        fetched
+    }
+
+    /// One frame, fetched by the caller itself unless somebody is at it already: a task for it would cost more than asking.
+    ///
+    /// # Errors
+    /// When the frame can't be read or fails its checksums.
+    pub async fn one(&self, object: ObjectId, location: Location) -> Result<Frame, ReadError> {
+        let (mut fetched, mine) = self.join(object, &[location]);
+        if !mine.is_empty() {
+            self.claim(object, mine).fetch().await;
+        }
+        fetched.pop().expect("one was asked for").get().await
+    }
+
+    /// One result per location, and those that the caller must see to.
+    fn join(&self, object: ObjectId, locations: &[Location]) -> (Vec<Fetched>, Vec<Location>) {
         let mut mine = Vec::new();
-        let mut fetched = Vec::new();
-        let mut under_way = self.shared.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut fetched = Vec::with_capacity(locations.len());
+        let mut under_way = self.shared.under_way();
         for location in locations {
             let key = FrameKey::of(object.vdisk, *location);
             if let Some(frame) = self.shared.cache.get(&key) {
@@ -116,12 +140,26 @@ impl Frames {
             });
             waiters.push(sender);
         }
-        drop(under_way);
-        for chunk in chunks(&mine) {
-            let shared = Arc::clone(&self.shared);
-            tokio::spawn(async move { shared.fetch(object, chunk).await });
+        (fetched, mine)
+    }
+
+    fn claim(&self, object: ObjectId, locations: Vec<Location>) -> Claim {
+        Claim { shared: Arc::clone(&self.shared), object, locations }
+    }
+}
+
+/// Frames of one object that somebody fetches. Given up, those who wait for them are told to try again.
+struct Claim {
+    shared: Arc<Shared>,
+    object: ObjectId,
+    locations: Vec<Location>,
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        for location in &self.locations {
+            self.shared.under_way().remove(&FrameKey::of(self.object.vdisk, *location));
         }
-        fetched
     }
 }
 
@@ -162,20 +200,32 @@ fn chunks(locations: &[Location]) -> Vec<Vec<Location>> {
 }
 
 impl Shared {
-    async fn fetch(&self, object: ObjectId, locations: Vec<Location>) {
+    fn under_way(&self) -> MutexGuard<'_, HashMap<FrameKey, Waiters>> {
+        // Changes are single steps, so a panic elsewhere leaves a usable state.
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Claim {
+    async fn fetch(mut self) {
+        let object = self.object;
         let ranges: Vec<(u64, u32)> =
-            locations.iter().map(|location| frame_range(*location)).collect();
+            self.locations.iter().map(|location| frame_range(*location)).collect();
         let lens: Vec<u32> = ranges.iter().map(|range| range.1).collect();
         let ask = ReadObject { namespace: object.vdisk.into(), object, ranges };
         let answer = self
+            .shared
             .backend
             .call::<_, ReadDone>(method::READ_OBJECT, &ask, Bytes::new(), PATIENCE)
             .await;
         let mut payload = match answer {
+            Ok((_, payload)) if payload.len() < COPIED_BELOW => {
+                Ok(Bytes::copy_from_slice(&payload))
+            }
             Ok((_, payload)) => Ok(payload),
             Err(error) => Err(failed(object, &error)),
         };
-        for (location, len) in locations.into_iter().zip(lens) {
+        for (location, len) in std::mem::take(&mut self.locations).into_iter().zip(lens) {
             let frame = match &mut payload {
                 Err(error) => Err(error.clone()),
                 Ok(rest) if rest.len() < len as usize => Err(ReadError::Damaged {
@@ -190,10 +240,9 @@ impl Shared {
             }
             let key = FrameKey::of(object.vdisk, location);
             if let Ok(frame) = &frame {
-                self.cache.insert(key, frame.clone());
+                self.shared.cache.insert(key, frame.clone());
             }
-            let waiters =
-                self.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+            let waiters = self.shared.under_way().remove(&key);
             for waiter in waiters.unwrap_or_default() {
                 let _ = waiter.send(frame.clone());
             }
@@ -218,6 +267,37 @@ mod tests {
     use model::Epoch;
     use wire::router::code;
     use wire::{ErrorClass, WireError};
+
+    /// A proxy that takes connections and never says a word.
+    fn silent_backend() -> (std::net::TcpListener, Backend) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("127.0.0.1:{}", listener.local_addr().unwrap().port());
+        let me = runtime::peer::Identity::new(wire::Role::Router, "r", "c", None).unwrap();
+        let backend = Backend::new(&[endpoint.parse().unwrap()], &me);
+        (listener, backend)
+    }
+
+    /// L8: who reads a frame reads it for all who want it meanwhile.
+    #[tokio::test]
+    async fn a_read_that_is_given_up_leaves_nobody_waiting_for_it() {
+        let (_listener, backend) = silent_backend();
+        let frames = Frames::new(1 << 20, backend);
+        let object = ObjectId { vdisk: VdiskId(1), epoch: Epoch(1), number: ScoNumber(1) };
+        let location = Location::new(ScoNumber(1), 0, 1);
+        for _ in 0..2 {
+            let mut reader = Box::pin(frames.one(object, location));
+            assert!(futures_pending(&mut reader).await, "it asks the proxy");
+            let (mut others, mine) = frames.join(object, &[location]);
+            assert!(mine.is_empty(), "one reads for all");
+            drop(reader);
+            let told = others.pop().unwrap().get().await;
+            assert!(matches!(told, Err(ReadError::Stopping)), "{told:?}");
+        }
+    }
+
+    async fn futures_pending<F: Future + Unpin>(future: &mut F) -> bool {
+        tokio::time::timeout(Duration::from_millis(1), future).await.is_err()
+    }
 
     #[test]
     fn only_what_cant_be_read_is_called_so_and_what_passes_is_waited_for() {

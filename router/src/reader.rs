@@ -207,11 +207,18 @@ impl Router {
         cold: BTreeMap<ScoNumber, Vec<Wanted>>,
         contents: &mut [Option<Content>],
     ) -> Result<(), ReadError> {
+        if let Some((number, wanted)) = cold.first_key_value()
+            && cold.len() == 1
+            && let [(index, location)] = wanted[..]
+        {
+            let object = self.object(vdisk, *number)?;
+            let frame = self.frames.one(object, location).await?;
+            contents[index] = Some(content_of(&frame, object, location, clusters[index])?);
+            return Ok(());
+        }
         let mut coming: Vec<(ObjectId, Fetched, Vec<Wanted>)> = Vec::new();
         for (number, wanted) in cold {
-            let object = self.maps.object(vdisk, number).ok_or_else(|| {
-                ReadError::Map(format!("SCO {number} of vDisk {vdisk} has no known epoch"))
-            })?;
+            let object = self.object(vdisk, number)?;
             let frame_of = |(_, location): &Wanted| FrameKey::of(vdisk, *location);
             let by_frame = wanted.chunk_by(|one, next| frame_of(one) == frame_of(next));
             let by_frame: Vec<Vec<Wanted>> = by_frame.map(<[_]>::to_vec).collect();
@@ -227,13 +234,16 @@ impl Router {
         for (object, fetched, wanted) in coming {
             let frame = fetched.get().await?;
             for (index, location) in wanted {
-                let (data, checksum) = frame
-                    .cluster(location, clusters[index])
-                    .map_err(|error| ReadError::Damaged { object, reason: error.to_string() })?;
-                contents[index] = Some(Content::Data(data, checksum));
+                contents[index] = Some(content_of(&frame, object, location, clusters[index])?);
             }
         }
         Ok(())
+    }
+
+    fn object(&self, vdisk: VdiskId, number: ScoNumber) -> Result<ObjectId, ReadError> {
+        self.maps.object(vdisk, number).ok_or_else(|| {
+            ReadError::Map(format!("SCO {number} of vDisk {vdisk} has no known epoch"))
+        })
     }
 
     async fn load_pages(
@@ -403,6 +413,18 @@ impl Router {
         runs.truncate(extents_max.max(1));
         Ok(Extents { extents: clip(range, &runs) })
     }
+}
+
+fn content_of(
+    frame: &Frame,
+    object: ObjectId,
+    location: Location,
+    cluster: Cluster,
+) -> Result<Content, ReadError> {
+    let (data, checksum) = frame
+        .cluster(location, cluster)
+        .map_err(|error| ReadError::Damaged { object, reason: error.to_string() })?;
+    Ok(Content::Data(data, checksum))
 }
 
 fn opened_anew() -> WireError {
