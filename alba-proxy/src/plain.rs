@@ -9,7 +9,8 @@
 //! ```
 //!
 //! Whatever isn't a verified answer sends that read, and only that one, the general way from the start: it asks the OSD
-//! again, and there damage is noted and rebuilt. Reads that waited [`HEDGE_AFTER`] are asked round at once.
+//! again, and there damage is noted and rebuilt. Reads that waited [`HEDGE_AFTER`] are asked of the others first: a
+//! slow OSD isn't asked twice.
 //!
 //! Invariant: what is answered here was verified by the OSD's checksum and by the frames' own protection (L5); a read is
 //! in a line, in one call, or on the general way, and is answered once.
@@ -35,6 +36,8 @@ use wire::proxy::ReadObject;
 
 /// Stored bytes of a stretch: longer ones gain nothing from company.
 const STRETCH_MAX: usize = 32 << 10;
+/// Frames of a stretch: however well they are compressed, they are decoded on the proxy's loop.
+const FRAMES_MAX: usize = 4;
 
 /// A read as it was asked for.
 pub struct Ask {
@@ -108,7 +111,8 @@ impl Proxy {
         else {
             return None;
         };
-        let is_plain = piece.stored.len() <= STRETCH_MAX && self.osds.rank(osd) == Rank::Good;
+        let is_short = piece.stored.len() <= STRETCH_MAX && piece.frames.len() <= FRAMES_MAX;
+        let is_plain = is_short && self.osds.rank(osd) == Rank::Good;
         is_plain.then_some(Stretch { loaded, piece, osd })
     }
 

@@ -117,8 +117,12 @@ impl Proxy {
     ) -> Result<Vec<Bytes>, ProxyError> {
         let mut plain: Vec<Option<Bytes>> = vec![None; pieces.len()];
         let mut degraded = false;
-        // First as they lie; what then doesn't verify, from the others.
-        for trust in [Trust::Own, Trust::OthersOnly] {
+        // First as they lie; what then doesn't verify, from the others. The other way round for who has waited already.
+        let mut order = [Trust::Own, Trust::OthersOnly];
+        if patience.1.is_zero() {
+            order.reverse();
+        }
+        for trust in order {
             let open: Vec<usize> = (0..pieces.len()).filter(|at| plain[*at].is_none()).collect();
             if open.is_empty() {
                 break;

@@ -34,6 +34,8 @@ use wire::{ErrorClass, WireError};
 const LIST_MAX: usize = 4096;
 /// Most bytes of a get that is tried without putting it in line: sixteen raw frames of a SCO.
 const FROM_MEMORY_MAX: u64 = 320 << 10;
+/// Most items of such a get: looking each up takes the thread that others wait for.
+const ITEMS_MAX: usize = 64;
 /// Entries looked at between two.
 const PAGE: usize = 256;
 
@@ -90,6 +92,8 @@ pub(crate) fn index_failed(error: &IndexError) -> WireError {
 fn serve(shared: &Shared, job: ReadJob) {
     let deadline = match &job {
         ReadJob::Whole(whole) => whole.deadline,
+        // Nobody waits for what is left of a get that has failed.
+        ReadJob::Item(together, _) if together.is_answered() => return,
         ReadJob::Item(together, _) => together.deadline,
     };
     if is_too_late(deadline) {
@@ -141,6 +145,10 @@ impl Together {
         }
     }
 
+    fn is_answered(&self) -> bool {
+        self.lock().responder.is_none()
+    }
+
     /// The last one to come gets all.
     fn put(&self, number: usize, reading: Reading) -> Option<(Vec<Reading>, Responder)> {
         let mut inner = self.lock();
@@ -171,7 +179,7 @@ pub(crate) enum Tried {
 /// read.
 pub(crate) fn try_from_memory(shared: &Shared, get: &MultiGet) -> Tried {
     let bytes: u64 = get.items.iter().map(|item| u64::from(item.len)).sum();
-    if bytes > FROM_MEMORY_MAX {
+    if FROM_MEMORY_MAX < bytes || ITEMS_MAX < get.items.len() {
         return Tried::No;
     }
     let Some(index) = shared.index() else { return Tried::No };
@@ -195,18 +203,23 @@ pub(crate) fn try_from_memory(shared: &Shared, get: &MultiGet) -> Tried {
     Tried::Answered(reader.answer(get, readings.into_iter().flatten()))
 }
 
-/// The jobs for what is missing.
+/// The jobs for what is missing, each with the bytes that it costs: what was read already waits with the first.
 pub(crate) fn the_rest(
     get: MultiGet,
     readings: Readings,
     deadline: Option<Instant>,
     responder: Responder,
-) -> Vec<ReadJob> {
+) -> Vec<(ReadJob, u64)> {
+    let len = |number: usize| u64::from(get.items[number].len);
+    let mut held: u64 =
+        (0..readings.len()).filter(|number| readings[*number].is_some()).map(len).sum();
     let missing = (0..).zip(&readings).filter(|(_, reading)| reading.is_none());
-    let missing: Vec<usize> = missing.map(|(number, _)| number).collect();
+    let missing: Vec<(usize, u64)> =
+        missing.map(|(number, _)| (number, len(number) + std::mem::take(&mut held))).collect();
     let inner = Mutex::new(Inner { readings, responder: Some(responder) });
     let together = Arc::new(Together { get, deadline, inner });
-    missing.into_iter().map(|number| ReadJob::Item(Arc::clone(&together), number)).collect()
+    let job = |(number, bytes)| (ReadJob::Item(Arc::clone(&together), number), bytes);
+    missing.into_iter().map(job).collect()
 }
 
 struct Reader<'a, I, F> {

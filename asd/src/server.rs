@@ -117,8 +117,11 @@ impl Server {
             Tried::Answered(Ok((results, payload))) => responder.reply_parts(&results, payload),
             Tried::Answered(Err(error)) => responder.fail(error),
             Tried::Partly(readings) => {
-                for job in reader::the_rest(get, readings, deadline, responder) {
-                    self.push(job, priority, READ_COST);
+                for (job, bytes) in reader::the_rest(get, readings, deadline, responder) {
+                    // One refused item has answered for all of them.
+                    if !self.push(job, priority, bytes.max(READ_COST)) {
+                        break;
+                    }
                 }
             }
             Tried::No => {
@@ -143,10 +146,14 @@ impl Server {
         }
     }
 
-    fn push(&self, job: ReadJob, priority: Priority, bytes: u64) {
-        if let Err(Refused(job)) = self.shared.reads.push(job, priority, bytes) {
+    /// Whether it was taken; else it was told so.
+    fn push(&self, job: ReadJob, priority: Priority, bytes: u64) -> bool {
+        let pushed = self.shared.reads.push(job, priority, bytes);
+        let taken = pushed.is_ok();
+        if let Err(Refused(job)) = pushed {
             job.fail(busy());
         }
+        taken
     }
 }
 

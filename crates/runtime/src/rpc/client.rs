@@ -329,6 +329,8 @@ impl Connection {
                 return Err(CallError::Refused(error));
             }
             Err(mpsc::error::TrySendError::Closed(_)) => {
+                // Nothing more is sent here, whatever still comes: the next call needs another connection.
+                self.shared.closed.send_replace(true);
                 return Err(CallError::Closed { endpoint: endpoint() });
             }
         }
@@ -342,6 +344,15 @@ impl Connection {
     }
 }
 
+/// Closes, however its task ends: those who wait have no timers of their own.
+struct Closing(Arc<Shared>);
+
+impl Drop for Closing {
+    fn drop(&mut self) {
+        self.0.close();
+    }
+}
+
 /// Reads answers, pings, and ends when the stream breaks or the last handle is dropped.
 async fn run(
     shared: Arc<Shared>,
@@ -350,6 +361,7 @@ async fn run(
     queue: mpsc::WeakSender<OutFrame>,
     options: ClientOptions,
 ) {
+    let _closing = Closing(Arc::clone(&shared));
     let mut heard = Instant::now();
     let mut pinged = heard;
     let mut tick = tokio::time::interval(options.ping_after);
@@ -408,7 +420,6 @@ async fn run(
         }
     }
     writer.abort();
-    shared.close();
 }
 
 /// Sets the timer by which deadlines are looked at.
