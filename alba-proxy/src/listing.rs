@@ -15,7 +15,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 use wire::arakoon::prefix_end;
 use wire::facts::{Record, key};
-use wire::proxy::{Health, ObjectInfo, Objects};
+use wire::proxy::{CreateBeside, Health, ObjectInfo, Objects};
 
 /// Objects in one answer, whatever was asked for.
 const LIST_MAX: usize = 1000;
@@ -57,6 +57,64 @@ impl Proxy {
             return Ok(());
         }
         Err(ProxyError::OtherPreset { namespace, preset: there.info.preset.clone() })
+    }
+
+    /// A namespace that lives and dies with `beside`: made, or raised, only by who holds `beside` at this epoch (L4).
+    ///
+    /// Who deletes `beside` first, and then what is beside it, leaves nothing: from the first step on nobody makes it anew.
+    pub async fn create_beside(
+        &self,
+        create: &CreateBeside,
+        deadline: Instant,
+    ) -> Result<(), ProxyError> {
+        let CreateBeside { namespace, beside, epoch } = *create;
+        loop {
+            let wanted = vec![
+                key::namespace_info(beside),
+                key::namespace_epoch(beside),
+                key::namespace_info(namespace),
+                key::namespace_epoch(namespace),
+            ];
+            let [of, held, there, recorded] =
+                four(self.metadata(deadline)?.multi_get(wanted).await?)?;
+            let (Some(of), Some(held)) = (of, held) else {
+                return Err(ProxyError::NoNamespace(beside));
+            };
+            let holder = epoch_from_bytes(&held)?;
+            if holder != epoch {
+                return Err(ProxyError::Fenced { namespace, asked: epoch, recorded: holder });
+            }
+            let fenced = Transaction::new().assert_value(key::namespace_epoch(beside), held);
+            let made = match (there, recorded) {
+                (None, _) => {
+                    let of = NamespaceInfo::from_record(of)
+                        .map_err(|error| ProxyError::broken(beside, error))?;
+                    let keys = vec![self.new_key(namespace)];
+                    let info = NamespaceInfo { namespace, keys, ..of };
+                    fenced
+                        .assert_absent(key::namespace_info(namespace))
+                        .set(key::namespace_info(namespace), info.to_record())
+                        .set(key::namespace_epoch(namespace), epoch_to_bytes(epoch))
+                        .set(keys::namespace_entry(namespace), vec![1])
+                }
+                (Some(_), Some(bytes)) => {
+                    let recorded = epoch_from_bytes(&bytes)?;
+                    if recorded > epoch {
+                        return Err(ProxyError::Fenced { namespace, asked: epoch, recorded });
+                    }
+                    if recorded == epoch {
+                        return Ok(());
+                    }
+                    let raised = key::namespace_epoch(namespace);
+                    fenced.assert_value(&raised, bytes).set(&raised, epoch_to_bytes(epoch))
+                }
+                // It is being dropped.
+                (Some(_), None) => return Err(ProxyError::NoNamespace(namespace)),
+            };
+            if self.try_commit(made, deadline).await? {
+                return Ok(());
+            }
+        }
     }
 
     /// A namespace always has a key, also when its preset doesn't encrypt yet.

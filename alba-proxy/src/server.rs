@@ -103,6 +103,11 @@ impl Service for ProxyService {
                     proxy.create_namespace(q.namespace, &q.preset, deadline).await
                 });
             }
+            method::CREATE_BESIDE => {
+                answer(&request, responder, |q: proxy::CreateBeside, deadline| async move {
+                    proxy.create_beside(&q, deadline).await
+                });
+            }
             method::DELETE_NAMESPACE => {
                 answer(&request, responder, |q: proxy::DeleteNamespace, deadline| async move {
                     proxy.delete_namespace(q.namespace, q.epoch, deadline).await

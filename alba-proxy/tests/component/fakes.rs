@@ -82,6 +82,8 @@ struct ArakoonState {
     revision: u64,
     entries: BTreeMap<Bytes, Bytes>,
     answered: BTreeMap<(u128, u64), Result<Revision, WireError>>,
+    /// Set just before the next transaction.
+    sneaking: Option<(Bytes, Bytes)>,
 }
 
 impl ArakoonState {
@@ -89,6 +91,9 @@ impl ArakoonState {
         let id = (transaction.client.0, transaction.request);
         if let Some(answer) = self.answered.get(&id) {
             return answer.clone();
+        }
+        if let Some((key, value)) = self.sneaking.take() {
+            self.entries.insert(key, value);
         }
         let answer = self.apply(transaction);
         if transaction.request > 0 {
@@ -145,6 +150,11 @@ impl ArakoonState {
 }
 
 impl FakeArakoon {
+    /// Somebody else is quicker than the next transaction.
+    pub fn change_before_next(&self, key: Bytes, value: Bytes) {
+        self.state.lock().unwrap().sneaking = Some((key, value));
+    }
+
     pub fn set(&self, key: Bytes, value: Bytes) {
         self.state.lock().unwrap().entries.insert(key, value);
     }

@@ -2,7 +2,7 @@
 
 use crate::cluster::{Cluster, NAMESPACE, Setup, data, object, object_at, put_request};
 use bytes::Bytes;
-use model::Epoch;
+use model::{Epoch, NamespaceId};
 use std::sync::Arc;
 use tokio::task::JoinSet;
 use wire::proxy::{self, Head, code, method};
@@ -110,4 +110,64 @@ async fn creating_twice_is_once() {
     assert_eq!(cluster.arakoon.keys("proxy/namespace/").len(), 1);
     let done: Result<((), Bytes), _> = cluster.call(1, 999, &(), Bytes::new()).await;
     assert_eq!(done.unwrap_err().code(), Some(wire::error::code::UNKNOWN_METHOD));
+}
+
+/// L4: a namespace beside another is its holder's to make, and nobody's once that one is being deleted.
+#[tokio::test]
+async fn a_namespace_beside_another_is_made_by_its_holder_alone() {
+    let cluster = Cluster::start(Setup { proxies: 2, ..Setup::default() }).await;
+    cluster.put(1, data(1000, 1)).await.unwrap();
+    let other = NamespaceId(NAMESPACE.0 ^ 5);
+    let beside = |epoch, via| {
+        let create =
+            proxy::CreateBeside { namespace: other, beside: NAMESPACE, epoch: Epoch(epoch) };
+        let cluster = &cluster;
+        async move {
+            let made = cluster.call::<_, ()>(via, method::CREATE_BESIDE, &create, Bytes::new());
+            made.await.map(|_| ()).map_err(|error| error.code())
+        }
+    };
+    cluster.raise_epoch(3).await.unwrap();
+    assert_eq!(beside(2, 0).await, Err(Some(code::FENCED)));
+    assert_eq!(beside(4, 0).await, Err(Some(code::FENCED)), "it never got there");
+    for via in [0, 1, 0] {
+        beside(3, via).await.unwrap();
+    }
+    let head = || async {
+        let ask = proxy::ReadHead { namespace: other };
+        cluster.ask::<_, Head>(method::READ_HEAD, &ask).await.map_err(|error| error.code())
+    };
+    assert_eq!(head().await.unwrap().epoch, Epoch(3));
+    // Objects in it are objects like any other, of the same preset.
+    let payload = data(1000, 9);
+    let mut request = put_request(1, &payload);
+    (request.namespace, request.epoch, request.object) = (other, Epoch(3), object_at(3, 1));
+    cluster.put_via(0, &request, payload).await.unwrap();
+    cluster.raise_epoch(5).await.unwrap();
+    assert_eq!(beside(3, 1).await, Err(Some(code::FENCED)));
+    beside(5, 1).await.unwrap();
+    assert_eq!(head().await.unwrap().epoch, Epoch(5), "raised");
+    // The first goes; then nobody makes the second anew.
+    for namespace in [NAMESPACE, other] {
+        let delete = proxy::DeleteNamespace { namespace, epoch: Epoch(5) };
+        cluster.ask::<_, ()>(method::DELETE_NAMESPACE, &delete).await.unwrap();
+        assert_eq!(beside(5, 0).await, Err(Some(code::NO_NAMESPACE)));
+    }
+    assert_eq!(head().await, Err(Some(code::NO_NAMESPACE)));
+    cluster.until_fragments(0).await;
+}
+
+/// L4: who holds the one namespace is asserted by the very transaction that makes the other.
+#[tokio::test]
+async fn a_namespace_beside_another_is_not_made_once_that_changed_hands() {
+    let cluster = Cluster::start(Setup::default()).await;
+    cluster.raise_epoch(3).await.unwrap();
+    let namespace = NamespaceId(NAMESPACE.0 ^ 5);
+    // Claimed between the look and the transaction.
+    let epoch = wire::facts::key::namespace_epoch(NAMESPACE);
+    cluster.arakoon.change_before_next(epoch, Bytes::from(4_u64.to_le_bytes().to_vec()));
+    let create = proxy::CreateBeside { namespace, beside: NAMESPACE, epoch: Epoch(3) };
+    let made: Result<(), _> = cluster.ask(method::CREATE_BESIDE, &create).await;
+    assert_eq!(made.unwrap_err().code(), Some(code::FENCED));
+    assert_eq!(cluster.arakoon.keys("proxy/namespace/").len(), 1);
 }

@@ -25,6 +25,8 @@ pub mod method {
     pub const NAMESPACE_HEALTH: u16 = 9;
     /// [`super::FillHoles`] → [`super::Health`]: tries now to store what is missing, as the background does.
     pub const FILL_HOLES: u16 = 10;
+    /// [`super::CreateBeside`] → `()`: a namespace that lives and dies with another one; the same again is no error.
+    pub const CREATE_BESIDE: u16 = 11;
 }
 
 pub mod code {
@@ -56,6 +58,15 @@ message! {
     pub struct CreateNamespace {
         pub namespace: NamespaceId,
         pub preset: String,
+    }
+
+    /// Made with the preset of `beside`, in one transaction that asserts that `beside` is there and has this very epoch
+    /// (L4): whoever is fenced there, or deletes it, makes nothing here. The new one begins at that epoch; one that is
+    /// there already is raised to it.
+    pub struct CreateBeside {
+        pub namespace: NamespaceId,
+        pub beside: NamespaceId,
+        pub epoch: Epoch,
     }
 
     pub struct DeleteNamespace {
