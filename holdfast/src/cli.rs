@@ -44,6 +44,7 @@ remembers only its own life. Times are those of the process's host.
   serving claimed taken-over handed-over not-handed-over     who owns a vDisk
   contested fenced rebalance not-opened gap loss-accepted    why it moved, or isn't served
   attachment-ended                                           an operator ended one
+  map-fetched map-rebuilt map-dropped                        where a page map was taken from
   dtl backend-out backend-back                               where what is written is safe
   session session-lost standing log-full log-failed          a router
   osd osd-ok object-lost object-found                        disks, as a proxy sees them

@@ -20,7 +20,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 pub enum MdsCommand {
     /// Every page map and its copies at other routers, which make a takeover short
     #[command(
-        after_help = "LAST LSN is the last write that the copy knows of in the backend; BEHIND, how many more its owner knows of."
+        after_help = "LAST LSN is the last write that the copy knows of in the backend; BEHIND, how many more its owner knows of. CHECKPOINT is the last write in the newest page map that lies in the backend."
     )]
     List {
         #[command(flatten)]
@@ -39,7 +39,7 @@ pub async fn run(command: MdsCommand, cluster: &Cluster) -> Result<(), Failure> 
     if format.json {
         return print_json(&copies.iter().map(Copy::json).collect::<Vec<_>>());
     }
-    let mut table = Table::new(&["VDISK", "ROUTER", "ROLE", "LAST LSN", "BEHIND"]);
+    let mut table = Table::new(&["VDISK", "ROUTER", "ROLE", "LAST LSN", "BEHIND", "CHECKPOINT"]);
     for copy in &copies {
         table.row(copy.cells());
     }
@@ -94,6 +94,8 @@ pub struct Copy {
     last_lsn: u64,
     /// `None`: the owner didn't say how far it is.
     behind: Option<u64>,
+    /// Of the vDisk: its owner knows.
+    checkpoint_lsn: Option<u64>,
 }
 
 /// By vDisk, its owner first.
@@ -126,6 +128,7 @@ fn copies(
                 is_owner: owner_of(record) == Some(router),
                 last_lsn,
                 behind: newest.map(|newest| newest.saturating_sub(last_lsn)),
+                checkpoint_lsn: map.checkpoint.map(|lsn| lsn.0),
             })
         })
         .collect();
@@ -151,6 +154,7 @@ impl Copy {
             "role": self.role(),
             "last_lsn": self.last_lsn,
             "behind": self.behind,
+            "checkpoint_lsn": self.checkpoint_lsn,
         })
     }
 
@@ -164,6 +168,7 @@ impl Copy {
                 Some(behind) => Cell::plain(behind.to_string()),
                 None => Cell::toned("unknown", Tone::Warn),
             },
+            Cell::plain(self.checkpoint_lsn.map_or_else(|| "-".to_owned(), |lsn| lsn.to_string())),
         ]
     }
 }
@@ -194,8 +199,10 @@ mod tests {
             log_id: 0,
             deleting: false,
         };
-        let map = |lsn, serving| {
-            Some(vec![MapCopy { vdisk: VdiskId(7), object: None, last_lsn: Lsn(lsn), serving }])
+        let map = |lsn, serving: bool| {
+            let checkpoint = serving.then_some(Lsn(80));
+            let (vdisk, last_lsn) = (VdiskId(7), Lsn(lsn));
+            Some(vec![MapCopy { vdisk, object: None, last_lsn, serving, checkpoint }])
         };
         let places =
             [("router-1".to_owned(), map(90, false)), ("router-2".to_owned(), map(100, true))];
@@ -203,6 +210,8 @@ mod tests {
         let seen: Vec<_> =
             rows.iter().map(|row| (row.router.as_str(), row.role(), row.behind)).collect();
         assert_eq!(seen, [("router-2", "owner", Some(0)), ("router-1", "copy", Some(10))]);
+        assert_eq!(rows[0].json()["checkpoint_lsn"], 80);
+        assert_eq!(rows[1].json()["checkpoint_lsn"], Value::Null);
         let unasked = [places[0].clone(), ("router-2".to_owned(), None)];
         assert_eq!(copies(&[], &[], &unasked), []);
     }

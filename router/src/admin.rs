@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use model::{ByteRange, CLUSTER_SIZE, Epoch, Lsn, VdiskId};
+use router_core::checkpoint::{self, Checkpoint};
 use runtime::clock::boot_now;
 use runtime::random::jitter;
 use wire::dtl::{DtlFacts, DtlMode, DtlState};
@@ -241,15 +242,19 @@ impl Router {
     async fn delete_rest(&self, vdisk: VdiskId) -> Result<(), WireError> {
         let read = self.facts.vdisk(vdisk).await.map_err(|error| error.to_wire())?;
         if let Some(read) = read {
-            let delete = DeleteNamespace { namespace: vdisk.into(), epoch: read.value.epoch };
-            let deleted = self
-                .backend
-                .call::<_, ()>(method::DELETE_NAMESPACE, &delete, Bytes::new(), PATIENCE)
-                .await;
-            match deleted {
-                Ok(_) => {}
-                Err(BackendError::Refused(error)) if error.code == proxy_code::NO_NAMESPACE => {}
-                Err(error) => return Err(from_backend(&error)),
+            // In this order: once the first is gone nobody makes the second one anew.
+            for namespace in [vdisk.into(), checkpoint::namespace_of(vdisk)] {
+                let delete = DeleteNamespace { namespace, epoch: read.value.epoch };
+                let deleted = self
+                    .backend
+                    .call::<_, ()>(method::DELETE_NAMESPACE, &delete, Bytes::new(), PATIENCE)
+                    .await;
+                match deleted {
+                    Ok(_) => {}
+                    Err(BackendError::Refused(error)) if error.code == proxy_code::NO_NAMESPACE => {
+                    }
+                    Err(error) => return Err(from_backend(&error)),
+                }
             }
             let dtl = self.facts.dtl(vdisk).await.map_err(|error| error.to_wire())?;
             self.facts.remove_vdisk(&read).await.map_err(|error| error.to_wire())?;
@@ -386,7 +391,7 @@ impl Router {
                 r#"{{"state":"{}","head_lsn":{},"last_lsn":{},"flushed_lsn":{},"committed_lsn":{},"#,
                 r#""pending_bytes":{},"log_pinned_bytes":{},"attachments":[{}],"objects":{},"backend":{},"#,
                 r#""dtl":{},"map_followed":{},"#,
-                r#""mapped_bytes":{},"map_digest":"{:016x}","units":{}}}"#
+                r#""mapped_bytes":{},"map_digest":"{:016x}","units":{},"checkpoint":{}}}"#
             ),
             state_name,
             map.last_lsn,
@@ -403,6 +408,7 @@ impl Router {
             map.totals.mapped * CLUSTER_SIZE,
             map.totals.digest,
             core.units(),
+            checkpoint_json(serving.checkpoints.newest()),
         );
         Ok(VdiskInfo {
             vdisk,
@@ -508,6 +514,12 @@ fn dtl_json(protection: &Protection) -> String {
         r#"{{"mode":"{mode}","dtl_state":"{state}","generation":{generation},"floor_lsn":{floor},"wanted_targets":{wish},"targets":[{}]}}"#,
         targets.join(",")
     )
+}
+
+fn checkpoint_json(newest: Option<&Checkpoint>) -> String {
+    let Some(newest) = newest else { return "null".to_owned() };
+    let (number, lsn, objects) = (newest.map.number, newest.last_lsn, newest.lens.len());
+    format!(r#"{{"sco":{number},"lsn":{lsn},"objects":{objects}}}"#)
 }
 
 /// Text inside a JSON string.

@@ -187,23 +187,23 @@ impl Router {
                 if let Ok(serving) = state.serving(vdisk) {
                     serving.objects += 1;
                     serving.moved = Some(boot_now());
+                    if serving.checkpoints.wants(self.maps.written(vdisk), boot_now()) {
+                        self.checkpoints.notify_one();
+                    }
                 }
             }
             self.space_freed();
         }
     }
 
-    /// Throws the map away and follows every TLog of the backend (L6); tries until it works, or the vDisk isn't served
+    /// Throws the map away and makes it anew (L6); tries until it works, or the vDisk isn't served
     /// under this epoch any more: then the map is somebody else's to open.
     async fn rebuild_map(&self, vdisk: VdiskId, epoch: Epoch) {
         while self.state().serving(vdisk).is_ok_and(|serving| serving.core.epoch() == epoch) {
             let maps = self.maps.clone();
-            let erased = tokio::task::spawn_blocking(move || {
-                maps.erase(vdisk)?;
-                maps.open_table(vdisk)
-            });
-            let problem = match erased.await {
-                Ok(Ok(_)) => match self.catch_up(vdisk).await {
+            let erased = tokio::task::spawn_blocking(move || maps.erase(vdisk)).await;
+            let problem = match erased {
+                Ok(Ok(())) => match self.bring_map_now(vdisk).await {
                     Ok(_) => return,
                     Err(error) => error.to_string(),
                 },

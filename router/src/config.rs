@@ -39,6 +39,10 @@ proxies = ["127.0.0.1:7200", "127.0.0.1:7201"]
 # map_cache = "64MiB"
 # How often page maps of vDisks are looked after that other routers own.
 # map_follow_ms = 5000
+# SCOs of a vDisk after which its page map is written to the backend, so that whoever has no copy of it replays no more.
+# map_checkpoint_every = 4096
+# Largest object of a page map in the backend.
+# map_part_size = "4MiB"
 # SCO size; default: what the vPool says.
 # sco_size = "4MiB"
 # SCOs of one vDisk on their way at once.
@@ -75,6 +79,8 @@ struct RawConfig {
     read_cache: Option<Parsed<ByteSize>>,
     map_cache: Option<Parsed<ByteSize>>,
     map_follow_ms: Option<u64>,
+    map_checkpoint_every: Option<u64>,
+    map_part_size: Option<Parsed<ByteSize>>,
     sco_size: Option<Parsed<ByteSize>>,
     scos_in_flight: Option<usize>,
     drain_timeout_ms: Option<u64>,
@@ -104,6 +110,10 @@ pub struct Config {
     pub map_cache: u64,
     /// Between two looks at the TLogs of a vDisk whose page map is copied here.
     pub map_follow: Duration,
+    /// SCOs between two checkpoints of a page map.
+    pub map_checkpoint_every: u64,
+    /// Bytes of one part of a page map on its way, at most.
+    pub map_part_size: u64,
     /// Overrides the vPool's.
     pub sco_size: Option<u64>,
     pub scos_in_flight: usize,
@@ -119,6 +129,7 @@ const SEGMENT_MIN: u64 = 8 << 20;
 /// Largest SCO: its slots fit in a location of the page map.
 pub const SCO_MAX: u64 = 64 << 20;
 pub const SCO_MIN: u64 = 64 << 10;
+const MAP_PART_MAX: u64 = router_core::checkpoint::PART_BYTES as u64;
 
 impl Config {
     /// # Errors
@@ -131,6 +142,13 @@ impl Config {
             problem,
         })
     }
+}
+
+/// What is said of page maps.
+struct Maps {
+    follow: Duration,
+    checkpoint_every: u64,
+    part_size: u64,
 }
 
 impl RawConfig {
@@ -150,8 +168,26 @@ impl RawConfig {
         Ok(Some(Balancing { every: Duration::from_millis(every_ms), limits }))
     }
 
+    fn maps(&self) -> Result<Maps, (&'static str, String)> {
+        let follow_ms = self.map_follow_ms.unwrap_or(5000);
+        if !(100..=600_000).contains(&follow_ms) {
+            return Err(("map_follow_ms", format!("{follow_ms} isn't between 100 and 600000")));
+        }
+        let checkpoint_every = self.map_checkpoint_every.unwrap_or(4096);
+        if !(4..=1_048_576).contains(&checkpoint_every) {
+            let problem = format!("{checkpoint_every} isn't between 4 and 1048576");
+            return Err(("map_checkpoint_every", problem));
+        }
+        let part_size = self.map_part_size.as_ref().map_or(MAP_PART_MAX, |size| size.0.0);
+        if !(8 << 10..=MAP_PART_MAX).contains(&part_size) {
+            return Err(("map_part_size", format!("{part_size} isn't between 8KiB and 4MiB")));
+        }
+        Ok(Maps { follow: Duration::from_millis(follow_ms), checkpoint_every, part_size })
+    }
+
     fn check(self) -> Result<Config, (&'static str, String)> {
         let balancing = self.balancing()?;
+        let Maps { follow, checkpoint_every, part_size } = self.maps()?;
         let bytes =
             |value: Option<Parsed<ByteSize>>, default: u64| value.map_or(default, |v| v.0.0);
         let log_segments = self.log_segments.unwrap_or(16);
@@ -185,10 +221,6 @@ impl RawConfig {
         if !(1..=64).contains(&scos_in_flight) {
             return Err(("scos_in_flight", format!("{scos_in_flight} isn't between 1 and 64")));
         }
-        let map_follow_ms = self.map_follow_ms.unwrap_or(5000);
-        if !(100..=600_000).contains(&map_follow_ms) {
-            return Err(("map_follow_ms", format!("{map_follow_ms} isn't between 100 and 600000")));
-        }
         let log_bytes = u64::from(log_segments) * log_segment_size;
         Ok(Config {
             log_dir: self.log_dir.unwrap_or_else(|| self.data_dir.join("log")),
@@ -209,7 +241,9 @@ impl RawConfig {
             overlay_limit: bytes(self.overlay_limit, log_bytes / 2).max(16 << 20),
             read_cache: bytes(self.read_cache, 256 << 20).max(1 << 20),
             map_cache: bytes(self.map_cache, 64 << 20).max(1 << 20),
-            map_follow: Duration::from_millis(map_follow_ms),
+            map_follow: follow,
+            map_checkpoint_every: checkpoint_every,
+            map_part_size: part_size,
             sco_size,
             scos_in_flight,
             balancing,
@@ -247,6 +281,8 @@ mod tests {
             ("sco_size = \"1GiB\"", "sco_size"),
             ("scos_in_flight = 0", "scos_in_flight"),
             ("map_follow_ms = 5", "map_follow_ms"),
+            ("map_checkpoint_every = 0", "map_checkpoint_every"),
+            ("map_part_size = \"4KiB\"", "map_part_size"),
             ("rebalance_every_ms = 5", "rebalance_every_ms"),
             ("rebalance_moves = 0", "rebalance_moves"),
             ("sko_size = \"1MiB\"", "sko_size"),

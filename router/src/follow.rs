@@ -11,7 +11,7 @@ use model::{RouterId, VdiskId};
 use router_core::follow::{Followed, Pace, follows};
 use runtime::clock::boot_now;
 use runtime::random::jitter;
-use wire::facts::{RouterState, key};
+use wire::facts::{RouterRecord, RouterState, key};
 use wire::router::{MapCopies, MapCopy};
 
 use crate::facts::FactsError;
@@ -122,18 +122,10 @@ impl Router {
     /// Brings the map up to date and puts it on disk; returns how many TLogs were new. Who calls this holds it.
     ///
     /// # Errors
-    /// When the backend or the store can't; a map of another history is thrown away (L6).
+    /// When the backend or the store can't.
     pub(crate) async fn follow_map(&self, vdisk: VdiskId) -> Result<u64, OpenError> {
-        let maps = self.maps.clone();
-        let stored = tokio::task::spawn_blocking(move || maps.ready_table(vdisk)).await??;
-        let found = match self.catch_up(vdisk).await {
-            Err(error) if error.is_of_the_map(&stored) => {
-                let maps = self.maps.clone();
-                tokio::task::spawn_blocking(move || maps.erase(vdisk)).await??;
-                return Err(error);
-            }
-            found => found?,
-        };
+        let (_, head, _) = self.head(vdisk).await?;
+        let found = self.bring_map(vdisk, head).await?;
         if 0 < found {
             let maps = self.maps.clone();
             tokio::task::spawn_blocking(move || maps.write_back(vdisk)).await??;
@@ -145,17 +137,8 @@ impl Router {
     async fn maps_to_follow(&self, stored: &[VdiskId]) -> Result<BTreeSet<VdiskId>, FactsError> {
         let vdisks = self.facts.vdisks().await?;
         let targets: BTreeMap<VdiskId, Vec<RouterId>> = self.facts.dtl_targets().await?;
-        let sessions = self.facts.sessions().await?;
-        let lives = |id: RouterId| {
-            let session = key::router_session(id);
-            sessions.iter().any(|known| known.id == session)
-        };
-        let routers = self.facts.routers().await?;
-        let online: Vec<RouterId> = routers
-            .iter()
-            .filter(|router| router.state == RouterState::Online && lives(router.router))
-            .map(|router| router.router)
-            .collect();
+        let online: Vec<RouterId> =
+            self.online_routers().await?.iter().map(|router| router.router).collect();
         let is_gone = |vdisk: &&VdiskId| vdisks.iter().all(|read| read.value.vdisk != **vdisk);
         for gone in stored.iter().filter(is_gone) {
             self.remove_map(*gone).await;
@@ -168,6 +151,18 @@ impl Router {
                 && follows(self.id, &Followed { vdisk, owner, targets, online: &online })
         });
         Ok(mine.map(|record| record.vdisk).collect())
+    }
+
+    /// Routers in service, this one included.
+    pub(crate) async fn online_routers(&self) -> Result<Vec<RouterRecord>, FactsError> {
+        let sessions = self.facts.sessions().await?;
+        let lives = |id: RouterId| {
+            let session = key::router_session(id);
+            sessions.iter().any(|known| known.id == session)
+        };
+        let mut routers = self.facts.routers().await?;
+        routers.retain(|router| router.state == RouterState::Online && lives(router.router));
+        Ok(routers)
     }
 
     async fn remove_map(&self, gone: VdiskId) {
@@ -185,11 +180,16 @@ impl Router {
     pub fn map_copies(&self) -> MapCopies {
         let open = self.maps.states();
         let mut state = self.state();
-        let copies = open.into_iter().map(|(vdisk, map)| MapCopy {
-            vdisk,
-            object: map.object,
-            last_lsn: map.last_lsn,
-            serving: state.serving(vdisk).is_ok(),
+        let copies = open.into_iter().map(|(vdisk, map)| {
+            let serving = state.serving(vdisk).ok();
+            let newest = serving.as_ref().and_then(|serving| serving.checkpoints.newest());
+            MapCopy {
+                vdisk,
+                object: map.object,
+                last_lsn: map.last_lsn,
+                checkpoint: newest.map(|newest| newest.last_lsn),
+                serving: serving.is_some(),
+            }
         });
         MapCopies { maps: copies.collect() }
     }

@@ -9,6 +9,8 @@
 //! | `reader` | overlay → page map → frames → bytes |
 //! | `committer` | units → SCOs in the backend → page map → freed log |
 //! | `open` | claim, raise, read head, recover, serve (P10, P18) |
+//! | `bring` | a page map up to the head: own, another router's, a checkpoint, the TLogs behind it (L6) |
+//! | `checkpoint`, `lend` | page maps to the backend, and to other routers |
 //! | `balance`, `load` | vDisks spread over the routers by themselves, where that is asked for; what each carries, told to all |
 //! | `handoff` | a vDisk to another router: by an operator's wish, or after a clean stop |
 //! | `mode` | a served vDisk gets another DTL, or none |
@@ -25,6 +27,8 @@ mod admin;
 mod attach;
 mod backend;
 mod balance;
+mod bring;
+mod checkpoint;
 mod claim;
 mod committer;
 pub mod config;
@@ -37,6 +41,7 @@ mod follow;
 mod frames;
 mod handoff;
 mod lease;
+mod lend;
 mod load;
 mod log_disk;
 mod loss;

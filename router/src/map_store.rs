@@ -11,20 +11,26 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use model::{Epoch, MapGeneration, ObjectId, ScoNumber, VdiskId};
 use quick_cache::sync::Cache;
 use rocksdb::{IteratorMode, WriteBatch, WriteOptions};
+use router_core::checkpoint::Written;
 use router_core::map::{Delta, Totals};
 use router_core::page::{Page, page_key};
 use router_core::tlog::Tlog;
 
+mod cut;
+mod install;
 mod place;
 mod state;
 
+pub use cut::{Cut, IDLE_MAX};
+pub use install::Install;
 use place::Place;
-pub use state::MapState;
+pub use router_core::map_state::MapState;
 use state::{epoch_key, kind_range, state_key};
 
 /// The only generation so far; snapshots start further ones.
@@ -32,7 +38,7 @@ const GENERATION: MapGeneration = MapGeneration(0);
 /// Dirty pages of one vDisk that force a write-back.
 const DIRTY_MAX: usize = 4096;
 /// TLogs that a restart replays at most, when the map wasn't closed cleanly.
-const TAIL_MAX: u32 = 64;
+pub const TAIL_MAX: u32 = 64;
 
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum MapError {
@@ -76,6 +82,8 @@ struct Table {
     dropped: Vec<(u64, u64)>,
     epochs: Epochs,
     new_epochs: Epochs,
+    /// The last TLog that is on disk.
+    written: Option<ObjectId>,
     tail: u32,
     /// Grows with every write-back, so that a slow load can't bring an old page back.
     version: u64,
@@ -125,6 +133,9 @@ const CHANGING: usize = 16;
 
 struct Shared {
     place: Place,
+    tail_max: u32,
+    /// Where the versions of the next table begin: none is that of a table of the same vDisk before it.
+    versions: AtomicU64,
     tables: Mutex<BTreeMap<VdiskId, Table>>,
     /// One of them is held while a map takes a TLog or is opened: each step rests on the one before.
     changing: [Mutex<()>; CHANGING],
@@ -139,13 +150,22 @@ pub struct MapStore {
 }
 
 impl MapStore {
+    #[cfg(test)]
+    pub fn open(dir: &Path, cache_bytes: u64) -> Result<Self, MapError> {
+        Self::open_with_tail(dir, cache_bytes, TAIL_MAX)
+    }
+
+    /// A map is written back after so many TLogs at the latest.
+    ///
     /// # Errors
     /// When RocksDB can't open the directory.
-    pub fn open(dir: &Path, cache_bytes: u64) -> Result<Self, MapError> {
+    pub fn open_with_tail(dir: &Path, cache_bytes: u64, tail_max: u32) -> Result<Self, MapError> {
         let place = Place::open(dir)?;
         let pages = model::usize_of(cache_bytes / 4200).max(64);
         let shared = Shared {
             place,
+            tail_max,
+            versions: AtomicU64::new(0),
             tables: Mutex::default(),
             changing: Default::default(),
             clean: Cache::new(pages),
@@ -178,13 +198,14 @@ impl MapStore {
             read => read?,
         };
         let table = Table {
+            written: state.object,
             state: state.clone(),
             dirty: BTreeMap::new(),
             dropped: Vec::new(),
             epochs,
             new_epochs: BTreeMap::new(),
             tail: 0,
-            version: 0,
+            version: self.shared.versions.fetch_add(1 << 32, Ordering::Relaxed),
             complete: false,
         };
         self.tables().insert(vdisk, table);
@@ -294,6 +315,15 @@ impl MapStore {
     #[must_use]
     pub fn state(&self, vdisk: VdiskId) -> Option<MapState> {
         self.tables().get(&vdisk).map(|table| table.state.clone())
+    }
+
+    /// How far the map on disk is, of a map that is open.
+    #[must_use]
+    pub fn written(&self, vdisk: VdiskId) -> Written {
+        let tables = self.tables();
+        let written =
+            |table: &Table| Written { object: table.written, mapped: table.state.totals.mapped };
+        tables.get(&vdisk).map_or_else(Written::default, written)
     }
 
     /// The whole name of a SCO.
@@ -442,7 +472,7 @@ impl MapStore {
         table.state =
             MapState { object: Some(tlog.object), last_lsn: tlog.last_lsn, totals, epochs };
         table.tail += 1;
-        let due = DIRTY_MAX <= table.dirty.len() || TAIL_MAX <= table.tail;
+        let due = DIRTY_MAX <= table.dirty.len() || self.shared.tail_max <= table.tail;
         drop(tables);
         if due { self.write_back(vdisk) } else { Ok(()) }
     }
@@ -476,7 +506,7 @@ impl MapStore {
     /// When the store fails.
     pub fn write_back(&self, vdisk: VdiskId) -> Result<(), MapError> {
         let mut batch = WriteBatch::default();
-        let dirty = {
+        let (dirty, written) = {
             let tables = self.tables();
             let table = tables.get(&vdisk).ok_or(MapError::Closed(vdisk))?;
             for (start, end) in &table.dropped {
@@ -488,7 +518,7 @@ impl MapStore {
                 batch.put(epoch_key(vdisk, *first), epoch.0.to_le_bytes());
             }
             batch.put(state_key(vdisk), table.state.encode());
-            table.dirty.clone()
+            (table.dirty.clone(), table.state.object)
         };
         for (number, page) in &dirty {
             let key = page_key(vdisk, *number, GENERATION);
@@ -503,6 +533,7 @@ impl MapStore {
         let mut tables = self.tables();
         let table = tables.get_mut(&vdisk).ok_or(MapError::Closed(vdisk))?;
         table.version += 1;
+        table.written = written;
         // Cached pages of dropped ranges would come back to light once the drops are forgotten.
         if !table.dropped.is_empty() {
             self.shared.clean.clear();

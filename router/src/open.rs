@@ -13,6 +13,7 @@ use arakoon_client::Transaction;
 use bytes::Bytes;
 use model::{Epoch, LogId, Lsn, ObjectId, VdiskId};
 use router_core::applied::{AppliedMap, AppliedSet};
+use router_core::checkpoint::Course;
 use router_core::dtl::takeover;
 use router_core::log::record::Op;
 use router_core::log::{Found, Placement};
@@ -24,10 +25,7 @@ use wire::WireError;
 use wire::common::Severity;
 use wire::dtl::DtlMode;
 use wire::facts::{AttachmentMode, DtlRecord, VdiskRecord};
-use wire::proxy::{
-    Head, ListObjects, ObjectInfo, Objects, RaiseEpoch, ReadDone, ReadHead, ReadObject,
-    code as proxy_code, method,
-};
+use wire::proxy::{Head, RaiseEpoch, ReadDone, ReadHead, ReadObject, code as proxy_code, method};
 use wire::router::UnmapKind;
 
 use crate::backend::BackendError;
@@ -43,8 +41,6 @@ const PATIENCE: Duration = Duration::from_secs(15);
 const PAUSE: Duration = Duration::from_secs(1);
 /// Between two looks for what is missing.
 const MISSING_PAUSE: Duration = Duration::from_secs(5);
-/// Objects in one page of a listing.
-const LIST_LIMIT: u32 = 256;
 /// Default SCO size, if the vPool doesn't say.
 const SCO_DEFAULT: u64 = 4 << 20;
 
@@ -204,7 +200,8 @@ impl Router {
         let raise = RaiseEpoch { namespace: vdisk.into(), epoch };
         self.backend.call::<_, ()>(method::RAISE_EPOCH, &raise, Bytes::new(), PATIENCE).await?;
         let (head_lsn, head, head_meta) = self.head(vdisk).await?;
-        let (objects, followed) = self.open_map(vdisk, head).await?;
+        let followed = self.bring_map(vdisk, head).await?;
+        let objects = head.map_or(0, |head| head.number.0);
         let head_state = self.head_state(head, head_lsn, head_meta.as_ref()).await?;
         let unit_clusters = self.unit_clusters(&claimed.value).await?;
         let (attachments, _) = self.facts.attachments(vdisk).await?;
@@ -225,6 +222,7 @@ impl Router {
         };
         let mut serving = Serving::new(core, claimed.value, attachments, objects);
         serving.map_followed = followed;
+        serving.checkpoints = Course::new(self.config.map_checkpoint_every);
         serving.protection = protection;
         self.begin(serving)?;
         Ok(epoch)
@@ -254,6 +252,7 @@ impl Router {
         drop(state);
         let text = format!("from epoch {epoch} on, LSN {last}; in the backend through {committed}");
         self.events.of(Severity::Info, "serving", vdisk, &text);
+        self.checkpoints.notify_one();
         Ok(())
     }
 
@@ -318,7 +317,7 @@ impl Router {
         Ok(HeadState { object: Some(object), last_lsn, applied, epochs })
     }
 
-    async fn read_tlog(&self, object: ObjectId, meta: &Meta) -> Result<Tlog, OpenError> {
+    pub(crate) async fn read_tlog(&self, object: ObjectId, meta: &Meta) -> Result<Tlog, OpenError> {
         let ranges = vec![(meta.tlog_offset, meta.tlog_len)];
         let ask = ReadObject { namespace: object.vdisk.into(), object, ranges };
         let (_, payload) = self
@@ -326,78 +325,6 @@ impl Router {
             .call::<_, ReadDone>(method::READ_OBJECT, &ask, Bytes::new(), PATIENCE)
             .await?;
         Tlog::decode(&payload).map_err(|cause| OpenError::Tlog { object, cause })
-    }
-
-    /// Opens the page map and brings it up to `head`; returns how many objects the vDisk has, and how many TLogs were new.
-    async fn open_map(
-        &self,
-        vdisk: VdiskId,
-        head: Option<ObjectId>,
-    ) -> Result<(u64, u64), OpenError> {
-        let maps = self.maps.clone();
-        let state = tokio::task::spawn_blocking(move || maps.ready_table(vdisk)).await??;
-        let behind = state.object.is_some_and(|object| head.is_none_or(|head| head < object));
-        let caught_up = if behind {
-            Err(OpenError::Chain {
-                object: state.object.unwrap_or_default(),
-                problem: "the page map is ahead of the backend".to_owned(),
-            })
-        } else {
-            self.catch_up(vdisk).await
-        };
-        let followed = match caught_up {
-            Ok(followed) => followed,
-            Err(error) if error.is_of_the_map(&state) => {
-                // Of another history, or damaged: thrown away, it is derived (L6).
-                let problem = error.to_string();
-                tracing::warn!(%vdisk, problem, "the page map doesn't fit the backend; it is rebuilt");
-                let maps = self.maps.clone();
-                tokio::task::spawn_blocking(move || {
-                    maps.erase(vdisk)?;
-                    maps.open_table(vdisk)
-                })
-                .await??;
-                self.catch_up(vdisk).await?
-            }
-            Err(error) => return Err(error),
-        };
-        if 0 < followed {
-            tracing::info!(%vdisk, followed, "the page map caught up with the backend's TLogs");
-        }
-        Ok((head.map_or(0, |head| head.number.0), followed))
-    }
-
-    /// Follows the TLogs that the map doesn't hold yet, and returns how many; then readers may look at it.
-    ///
-    /// # Errors
-    /// When the backend can't give them, or they don't join.
-    pub async fn catch_up(&self, vdisk: VdiskId) -> Result<u64, OpenError> {
-        let mut last = self.maps.state(vdisk).ok_or(MapError::Closed(vdisk))?.object;
-        let mut followed = 0_u64;
-        loop {
-            let ask = ListObjects { namespace: vdisk.into(), after: last, limit: LIST_LIMIT };
-            let (page, _) = self
-                .backend
-                .call::<_, Objects>(method::LIST_OBJECTS, &ask, Bytes::new(), PATIENCE)
-                .await?;
-            for ObjectInfo { object, meta, .. } in page.objects {
-                let meta = Meta::decode(meta).map_err(|cause| OpenError::Tlog { object, cause })?;
-                if meta.predecessor != last {
-                    let problem = format!("it follows {:?}, not {last:?}", meta.predecessor);
-                    return Err(OpenError::Chain { object, problem });
-                }
-                let tlog = self.read_tlog(object, &meta).await?;
-                let maps = self.maps.clone();
-                tokio::task::spawn_blocking(move || maps.apply(&tlog)).await??;
-                last = Some(object);
-                followed += 1;
-            }
-            if !page.more {
-                break;
-            }
-        }
-        self.maps.complete(vdisk);
-        Ok(followed)
     }
 
     /// Replays what the log, from this position on, has of a vDisk beyond the head; says at which positions it lies. The scan keeps it.

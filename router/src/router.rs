@@ -27,6 +27,7 @@ use crate::dtl::ties::Ties;
 use crate::facts::Facts;
 use crate::frames::{Frames, ReadError};
 use crate::lease::Lease;
+use crate::lend::Lent;
 use crate::log_disk::LogDisk;
 use crate::map_store::MapStore;
 use crate::reader::Content;
@@ -57,6 +58,10 @@ pub struct Router {
     pub others: Mutex<(u64, Vec<Other>)>,
     state: Mutex<State>,
     append: Notify,
+    /// A checkpoint of some page map may be due.
+    pub checkpoints: Notify,
+    /// Page maps that other routers are reading.
+    pub lent: Lent,
     /// Ends the tasks of this router.
     pub stop: Shutdown,
     /// Set when the router can't go on: why.
@@ -104,6 +109,8 @@ impl Router {
             others: Mutex::default(),
             state: Mutex::new(state),
             append: Notify::new(),
+            checkpoints: Notify::new(),
+            lent: Lent::default(),
             stop: Shutdown::new(),
             failure: Mutex::default(),
         })

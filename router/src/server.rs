@@ -14,7 +14,7 @@ use runtime::rpc::{Request, Responder, Service};
 use runtime::status::status;
 use wire::router::{
     Adoption, Attach, AttachMode, BlockStatus, Contest, Contested, CreateVdisk, Detach, Durability,
-    EXTENTS_MAX, EndAttachment, Flush, IO_MAX, Locate, Read, RecoverVdisk, ReplayComplete,
+    EXTENTS_MAX, EndAttachment, Flush, IO_MAX, Locate, Read, ReadMap, RecoverVdisk, ReplayComplete,
     ResizeVdisk, SetStanding, SetVdisk, Transfer, Unmap, VdiskName, Write, code, method,
 };
 use wire::{Encode, Role, WireError, common};
@@ -376,6 +376,15 @@ impl Server {
                 responder.reply(&list, Bytes::new());
             }
             method::LIST_MAPS => responder.reply(&router.map_copies(), Bytes::new()),
+            method::READ_MAP => {
+                let ask: ReadMap = checked!(responder, request.decode());
+                tokio::spawn(async move {
+                    match router.lend_map(&ask).await {
+                        Ok((part, bytes)) => responder.reply(&part, bytes),
+                        Err(error) => responder.fail(error),
+                    }
+                });
+            }
             method::ADOPT => {
                 let adoption: Adoption = checked!(responder, request.decode());
                 spawn(responder, async move { router.adopt(adoption.vdisk).await });

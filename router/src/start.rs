@@ -30,7 +30,7 @@ use crate::dtl::ties::Ties;
 use crate::facts::{Change, Facts, Read};
 use crate::handoff::PAUSE;
 use crate::log_disk::{LogDisk, LogDiskError};
-use crate::map_store::{MapError, MapStore};
+use crate::map_store::{MapError, MapStore, TAIL_MAX};
 use crate::router::{Parts, Router};
 use crate::server::Server;
 use crate::state::{Records, Slot, State};
@@ -100,7 +100,11 @@ pub async fn run_ready(
     let (disk, state) = open_log(&config).await?;
     let map_dir = config.data_dir.join("map");
     let map_cache = config.map_cache;
-    let maps = tokio::task::spawn_blocking(move || MapStore::open(&map_dir, map_cache)).await??;
+    // A checkpoint is of the map on disk.
+    let tail_max = config.map_checkpoint_every.min(TAIL_MAX.into());
+    let tail_max = u32::try_from(tail_max).expect("at most the usual");
+    let open = move || MapStore::open_with_tail(&map_dir, map_cache, tail_max);
+    let maps = tokio::task::spawn_blocking(open).await??;
     let backend = Backend::new(&config.proxies, &identity);
     let facts = Facts::new(&ArakoonClient::new(&config.arakoon, &identity));
     let own: Vec<String> = std::iter::once(endpoint.to_string()).chain(addresses.clone()).collect();
@@ -125,6 +129,7 @@ pub async fn run_ready(
     tokio::spawn(Arc::clone(&router).routers_loop());
     tokio::spawn(Arc::clone(&router).adopt_loop());
     tokio::spawn(Arc::clone(&router).follow_loop());
+    tokio::spawn(Arc::clone(&router).checkpoint_loop());
     tokio::spawn(Arc::clone(&router).balance_loop());
     tokio::spawn(Arc::clone(&router).sweep_loop());
     tracing::info!(%endpoint, id = %router.id, log = %format!("{:016x}", router.disk.id.0), "router is up");

@@ -21,6 +21,7 @@ use model::{
     VdiskId,
 };
 use router_core::CLUSTER;
+use router_core::checkpoint::Course;
 use router_core::contest::Ruled;
 use router_core::log::pool::Batch;
 use router_core::log::{Found, Log, Scan};
@@ -180,8 +181,10 @@ pub struct Serving {
     /// When its requests last waited for a hand-over that didn't come about.
     pub frozen_in_vain: Option<Now>,
     pub objects: u64,
-    /// TLogs that the page map lacked when the vDisk was opened.
+    /// TLogs that were replayed into the page map when the vDisk was opened.
     pub map_followed: u64,
+    /// Of its page map, in the backend.
+    pub checkpoints: Course,
     /// Where the last read of this vDisk ended, and how many in a row were sequential.
     pub read_end: u64,
     pub read_streak: u32,
@@ -227,6 +230,7 @@ impl Serving {
             read_streak: 0,
             protection: None,
             map_followed: 0,
+            checkpoints: Course::new(u64::MAX),
         }
     }
 

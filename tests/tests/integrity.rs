@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use holdfast_tests::cluster::{Cluster, Options};
+use holdfast_tests::cluster::{Cluster, Options, wait_until};
 use holdfast_tests::nbd::Connection;
 use holdfast_tests::pattern::Pattern;
 use holdfast_tests::steps::Steps;
@@ -28,6 +28,7 @@ fn damage_is_found_and_a_page_map_comes_back_from_the_backend() -> anyhow::Resul
     cluster.holdfast(&["vdisk", "sync", "demo"])?;
     steps.step("damaged fragments are found, served from parity, counted", || damage(&mut cluster));
     steps.step("a deleted page map is rebuilt from TLogs alone", || rebuild(&mut cluster));
+    steps.step("and from a checkpoint, where there is one", || checkpoint(&mut cluster));
     steps.done()
 }
 
@@ -78,6 +79,17 @@ fn rebuild(cluster: &mut Cluster) -> anyhow::Result<()> {
     drop(connection);
     cluster.holdfast(&["vdisk", "sync", "demo"])?;
     cluster.stop()?;
+    delete_maps(cluster)?;
+    cluster.up().context("start without page maps")?;
+    over.check(&target)?;
+    DATA.check_except(&target, &[8..16, 20..21])?;
+    let mut connection = Connection::open(&target)?;
+    let trimmed = connection.read(20 << 20, 1 << 20)?;
+    ensure!(trimmed.iter().all(|byte| *byte == 0), "a trim was undone");
+    Ok(())
+}
+
+fn delete_maps(cluster: &Cluster) -> anyhow::Result<()> {
     let mut deleted = 0;
     for id in cluster.ids("router")? {
         let map = cluster.dir().join(id).join("data").join("map");
@@ -87,12 +99,31 @@ fn rebuild(cluster: &mut Cluster) -> anyhow::Result<()> {
         }
     }
     ensure!(0 < deleted, "no router has a page map");
-    cluster.up().context("start without page maps")?;
-    over.check(&target)?;
-    DATA.check_except(&target, &[8..16, 20..21])?;
-    let mut connection = Connection::open(&target)?;
-    let trimmed = connection.read(20 << 20, 1 << 20)?;
-    ensure!(trimmed.iter().all(|byte| *byte == 0), "a trim was undone");
+    Ok(())
+}
+
+fn checkpoint(cluster: &mut Cluster) -> anyhow::Result<()> {
+    let target = cluster.target("demo");
+    cluster.stop()?;
+    for id in cluster.ids("router")? {
+        let file = cluster.dir().join(id).join("config.toml");
+        let before = fs::read_to_string(&file)?;
+        fs::write(&file, format!("map_checkpoint_every = 4\n{before}"))?;
+    }
+    cluster.up()?;
+    DATA.write(&target)?;
+    cluster.holdfast(&["vdisk", "sync", "demo"])?;
+    let shown = || cluster.json(&["vdisk", "show", "demo", "--json"]);
+    wait_until(LIMIT, "a checkpoint", || Ok(shown()?["details"]["checkpoint"]["sco"].is_u64()))?;
+    let listed = cluster.json(&["mds", "list", "--json"])?;
+    let mut rows = listed.as_array().into_iter().flatten();
+    ensure!(rows.any(|row| row["checkpoint_lsn"].is_u64()), "{listed:#}");
+    cluster.stop()?;
+    delete_maps(cluster)?;
+    cluster.up().context("start without page maps, but with a checkpoint")?;
+    DATA.check(&target)?;
+    let events = cluster.holdfast(&["events", "--json"])?;
+    ensure!(events.contains("map-fetched"), "it was rebuilt: {events}");
     Ok(())
 }
 

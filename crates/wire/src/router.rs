@@ -5,7 +5,8 @@ use crate::facts::RouterState;
 use crate::{message, tag};
 use bytes::Bytes;
 use model::{
-    AttachmentGeneration, EdgeId, Epoch, Incarnation, Lsn, ObjectId, RequestSeq, RouterId, VdiskId,
+    AttachmentGeneration, EdgeId, Epoch, Incarnation, Lsn, ObjectId, RequestSeq, RouterId,
+    ScoNumber, VdiskId,
 };
 
 pub mod method {
@@ -64,6 +65,9 @@ pub mod method {
     pub const SET_VDISK: u16 = 49;
     /// `()` → [`super::MapCopies`]: the page maps that this router has, its own and copies.
     pub const LIST_MAPS: u16 = 46;
+    /// [`super::ReadMap`] → [`super::MapPart`] + payload (a part of a page map): the next part of this router's copy, all of
+    /// them as of one TLog. Between routers.
+    pub const READ_MAP: u16 = 50;
 }
 
 pub mod code {
@@ -105,6 +109,8 @@ pub mod code {
     /// Class Refuse: the contested owner misses something, and serves nothing by this epoch: whoever reaches all of it may
     /// claim the vDisk. The message says what is missing.
     pub const YIELDED: u16 = PROTOCOL_BASE + 17;
+    /// Class Refuse: there is no page map here that would help, or its parts aren't kept any longer; ask another router.
+    pub const NO_MAP: u16 = PROTOCOL_BASE + 18;
 }
 
 /// Largest read or write in one request. An edge splits longer ones.
@@ -442,10 +448,28 @@ message! {
         pub last_lsn: Lsn,
         /// The owner's own; else a copy.
         pub serving: bool,
+        /// The owner knows: as of which LSN the newest checkpoint in the backend is.
+        pub checkpoint: Option<Lsn>,
     }
 
     pub struct MapCopies {
         pub maps: Vec<MapCopy>,
+    }
+
+    /// Part after part, each asked for once; who loses an answer begins anew.
+    pub struct ReadMap {
+        pub vdisk: VdiskId,
+        /// As [`MapPart::cut`] said; 0: a new one.
+        pub cut: u64,
+        /// From 0.
+        pub part: u32,
+        /// A map that ends before this SCO isn't wanted.
+        pub least: ScoNumber,
+    }
+
+    pub struct MapPart {
+        /// Names the view of the map that the parts are of.
+        pub cut: u64,
     }
 }
 

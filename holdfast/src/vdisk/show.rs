@@ -181,6 +181,11 @@ fn text(value: &Value) -> String {
             format!("{} ({}), {behind} behind", word(&map["router"]), word(&map["role"])),
         );
     }
+    let checkpoint = &value["details"]["checkpoint"];
+    if checkpoint.is_object() {
+        let (lsn, sco, objects) = (&checkpoint["lsn"], &checkpoint["sco"], &checkpoint["objects"]);
+        line("checkpoint", format!("LSN {lsn}, SCO {sco}, in {objects} objects"));
+    }
     let attachments = value["attachments"].as_array().map_or(&[][..], Vec::as_slice);
     if attachments.is_empty() {
         line("attached", "nobody".to_owned());
@@ -210,7 +215,7 @@ fn text(value: &Value) -> String {
             ),
         );
     }
-    let told = ["state", "attachments", "dtl"];
+    let told = ["state", "attachments", "dtl", "checkpoint"];
     for (key, value) in value["details"].as_object().into_iter().flatten() {
         if !told.contains(&key.as_str()) {
             line(&key.replace('_', " "), shown(key, value));
@@ -267,6 +272,7 @@ mod tests {
             "owner": "router-2", "epoch": 7,
             "dtl": {"mode": "sync", "state": "in-sync", "generation": 4, "floor_lsn": 9, "targets": ["router-1"]},
             "details": {"state": "serving", "last_lsn": 30, "pending_bytes": 8192,
+                "checkpoint": {"lsn": 20, "sco": 12, "objects": 2},
                 "dtl": {"targets": [{"router": "1", "written_lsn": 30, "synced_lsn": 28, "problem": ""}]},
                 "attachments": [{"generation": 3, "connected": true}]},
             "page_maps": [{"router": "router-1", "role": "copy", "behind": 2}],
@@ -280,6 +286,7 @@ mod tests {
             "dtl                 sync, in-sync, generation 4, promised at least through LSN 9",
             "  target            router-1: 0 behind, 2 not synced",
             "page map            router-1 (copy), 2 behind",
+            "checkpoint          LSN 20, SCO 12, in 2 objects",
             "attached            edge-1, exclusive, generation 3, connected",
             "loss accepted       LSNs 15 to 20, of epoch 6 at router-1, by ann@host at 1970-01-01T00:00:00Z",
             "pending bytes       8 KiB",

@@ -28,10 +28,26 @@ pub struct Followed<'a> {
 /// Whether `me` keeps a copy.
 #[must_use]
 pub fn follows(me: RouterId, followed: &Followed<'_>) -> bool {
+    by_weight(followed).iter().take(COPIES).any(|id| *id == me)
+}
+
+/// Routers in the order in which one would ask them for a copy: those that follow, the owner, and the rest, who may have
+/// followed or owned it before.
+#[must_use]
+pub fn ranked(followed: &Followed<'_>) -> Vec<RouterId> {
+    let mut all = by_weight(followed);
+    if followed.online.contains(&followed.owner) {
+        all.insert(COPIES.min(all.len()), followed.owner);
+    }
+    all
+}
+
+/// All but the owner.
+fn by_weight(followed: &Followed<'_>) -> Vec<RouterId> {
     let Followed { vdisk, owner, targets, online } = *followed;
     let mut others: Vec<RouterId> = online.iter().filter(|id| **id != owner).copied().collect();
     others.sort_by_key(|id| (!targets.contains(id), weight(*id, vdisk)));
-    others.iter().take(COPIES).any(|id| *id == me)
+    others
 }
 
 /// Differs from vDisk to vDisk, so that copies spread over the routers, and hardly changes when a router comes or goes

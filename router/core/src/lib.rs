@@ -11,6 +11,9 @@
 //! | [`volume`] | one vDisk: LSNs, units, commits |
 //! | [`sco`], [`tlog`] | bytes of an object: clusters with their checksums, and the list of what changed |
 //! | [`page`], [`map`] | the page map: packed locations, and what a TLog changes |
+//! | [`map_state`], [`map_stream`] | what a map says about itself; a whole map on its way, believed only as a whole |
+//! | [`checkpoint`] | maps as objects of the backend: when, which are complete, which may go (P18) |
+//! | [`origin`] | where a map that lacks much is taken from (L6) |
 //! | [`recover`] | log ∪ backend → the writes that count (P10, L7) |
 //! | [`dtl`] | the second place of the log: what a target promises (P11, P12, P16) |
 //! | [`contest`] | when a vDisk may be taken from an owner that an edge has no service from (P19) |
@@ -22,12 +25,16 @@
 //! Nothing here knows a clock, a socket, a file or chance.
 
 pub mod applied;
+pub mod checkpoint;
 pub mod contest;
 pub mod dtl;
 pub mod follow;
 pub mod load;
 pub mod log;
 pub mod map;
+pub mod map_state;
+pub mod map_stream;
+pub mod origin;
 pub mod overlay;
 pub mod page;
 pub mod plan;

@@ -12,8 +12,8 @@ use std::sync::{PoisonError, RwLock};
 
 use model::VdiskId;
 use rocksdb::{
-    BlockBasedOptions, DB, DBCompressionType, Direction, ErrorKind, IteratorMode, Options,
-    ReadOptions,
+    BlockBasedOptions, DB, DBCompressionType, Direction, ErrorKind, IngestExternalFileOptions,
+    IteratorMode, Options, ReadOptions,
 };
 use runtime::rocks_logs;
 
@@ -76,6 +76,8 @@ fn is_damage(error: &rocksdb::Error) -> bool {
 
 impl Place {
     pub(super) fn open(dir: &Path) -> Result<Self, MapError> {
+        // Left by a life that ended while a map was on its way here.
+        let _ = std::fs::remove_dir_all(dir.with_extension("incoming"));
         let db = match open_db(dir) {
             Ok(db) => db,
             Err(error) => {
@@ -151,6 +153,53 @@ impl Place {
             Ok(())
         })?;
         visited
+    }
+
+    /// As [`Self::each`], with the rows of several kinds, one kind after the other, of one moment: writes that come in
+    /// between aren't seen.
+    pub(super) fn each_at_once(
+        &self,
+        kinds: &[u8],
+        vdisk: VdiskId,
+        mut visit: impl FnMut(&[u8], &[u8]) -> Result<(), MapError>,
+    ) -> Result<(), MapError> {
+        let mut read = ReadOptions::default();
+        read.fill_cache(false);
+        read.set_readahead_size(AHEAD_BYTES);
+        let mut visited = Ok(());
+        self.with(|db| {
+            // One iterator sees the database as it was when it was made.
+            let mut rows = db.raw_iterator_opt(read);
+            for kind in kinds {
+                let (start, end) = kind_range(*kind, vdisk);
+                rows.seek(&start);
+                while let Some((key, value)) = rows.item().filter(|(key, _)| *key < &end[..]) {
+                    visited = visit(key, value);
+                    if visited.is_err() {
+                        return Ok(());
+                    }
+                    rows.next();
+                }
+                rows.status()?;
+            }
+            Ok(())
+        })?;
+        visited
+    }
+
+    /// Where a file is put together that [`Self::ingest`] takes; blocking.
+    pub(super) fn incoming(&self, vdisk: VdiskId) -> Result<PathBuf, MapError> {
+        let dir = self.dir.with_extension("incoming");
+        let made = std::fs::create_dir_all(&dir);
+        made.map_err(|error| MapError::Store(format!("{}: {error}", dir.display())))?;
+        Ok(dir.join(format!("{vdisk}.sst")))
+    }
+
+    /// Takes in all rows of a file at once.
+    pub(super) fn ingest(&self, file: &Path) -> Result<(), MapError> {
+        let mut options = IngestExternalFileOptions::default();
+        options.set_move_files(true);
+        self.with(|db| db.ingest_external_file_opts(&options, vec![file]))
     }
 
     /// Every vDisk that has a state.

@@ -1,58 +1,6 @@
-//! What a map says about itself, and the keys under which it lies.
-//!
-//! Invariant: a state that fails its checksum is none.
+//! The keys under which a page map lies.
 
-use model::{Lsn, ObjectId, ScoNumber, VdiskId};
-use router_core::crc32c;
-use router_core::map::Totals;
-use wire::{Decode, Encode, Reader};
-
-const VERSION: u8 = 2;
-
-/// What a map says about itself.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct MapState {
-    /// The last TLog it holds.
-    pub object: Option<ObjectId>,
-    pub last_lsn: Lsn,
-    pub totals: Totals,
-    /// How many epochs it knows.
-    pub epochs: u64,
-}
-
-impl MapState {
-    pub(super) fn encode(&self) -> Vec<u8> {
-        let mut out = vec![VERSION];
-        self.object.encode(&mut out);
-        self.last_lsn.encode(&mut out);
-        self.totals.mapped.encode(&mut out);
-        self.totals.digest.encode(&mut out);
-        self.epochs.encode(&mut out);
-        crc32c(&out).encode(&mut out);
-        out
-    }
-
-    /// `None` = can't be believed: rebuild.
-    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
-        let (body, crc) = bytes.split_last_chunk::<4>()?;
-        if crc32c(body) != u32::from_le_bytes(*crc) {
-            return None;
-        }
-        let mut from = Reader::new(bytes::Bytes::copy_from_slice(body));
-        if u8::decode(&mut from).ok()? != VERSION {
-            return None;
-        }
-        Some(Self {
-            object: Decode::decode(&mut from).ok()?,
-            last_lsn: Decode::decode(&mut from).ok()?,
-            totals: Totals {
-                mapped: Decode::decode(&mut from).ok()?,
-                digest: Decode::decode(&mut from).ok()?,
-            },
-            epochs: Decode::decode(&mut from).ok()?,
-        })
-    }
-}
+use model::{ScoNumber, VdiskId};
 
 pub(super) fn state_key(vdisk: VdiskId) -> Vec<u8> {
     let mut key = vec![b's'];

@@ -4,6 +4,7 @@ use super::*;
 use model::{Cluster, ClusterRange, Lsn};
 use proptest::prelude::*;
 use router_core::map::MemoryMap;
+use router_core::map_stream::{PART_MIN, Part};
 use router_core::page::{PAGE_CLUSTERS, place};
 use router_core::tlog::Run;
 
@@ -166,6 +167,16 @@ fn an_open_map_is_read_again_only_when_its_disk_lacks_something() {
     assert_eq!((store.stored().unwrap(), store.states().len()), (Vec::new(), 0));
 }
 
+fn overwrite_tables(dir: &Path) {
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "sst") {
+            let len = std::fs::metadata(&path).unwrap().len();
+            std::fs::write(&path, vec![0x5a; model::usize_of(len)]).unwrap();
+        }
+    }
+}
+
 #[test]
 fn files_that_rocksdb_cannot_read_are_replaced_under_way() {
     let outer = tempfile::tempdir().unwrap();
@@ -176,13 +187,7 @@ fn files_that_rocksdb_cannot_read_are_replaced_under_way() {
     store.open_table(other).unwrap();
     store.apply(&tlog(1, &[], &[(5, 3)])).unwrap();
     store.write_back(VDISK).unwrap();
-    for entry in std::fs::read_dir(&dir).unwrap() {
-        let path = entry.unwrap().path();
-        if path.extension().is_some_and(|extension| extension == "sst") {
-            let len = std::fs::metadata(&path).unwrap().len();
-            std::fs::write(&path, vec![0x5a; model::usize_of(len)]).unwrap();
-        }
-    }
+    overwrite_tables(&dir);
     assert_eq!(store.open_table(VDISK).unwrap(), MapState::default());
     store.apply(&tlog(1, &[], &[(5, 3)])).unwrap();
     store.write_back(VDISK).unwrap();
@@ -207,4 +212,114 @@ fn a_tlog_that_does_not_join_is_refused() {
     assert!(matches!(error, MapError::Mismatch { .. }) && error.is_damage(), "{error}");
     store.apply(&tlog(2, &[], &[(9, 3)])).unwrap();
     store.apply(&tlog(3, &[], &[(20, 3)])).unwrap();
+}
+
+async fn all_parts(store: &MapStore, bytes_max: usize) -> Result<Vec<Part>, MapError> {
+    let cut = store.cut(VDISK, bytes_max);
+    let mut parts = Vec::new();
+    loop {
+        parts.push(cut.next().await?);
+        if parts.last().is_some_and(|part| part.last) {
+            return Ok(parts);
+        }
+    }
+}
+
+/// Widely scattered, over several epochs.
+fn scattered(store: &MapStore, numbers: std::ops::RangeInclusive<u64>) -> MemoryMap {
+    let mut map = MemoryMap::default();
+    for number in numbers {
+        let tlog = tlog(number, &[], &[(number * 997 % 60_000, 40), (number * 31 % 60_000, 3)]);
+        store.apply(&tlog).unwrap();
+        map.apply(&tlog);
+    }
+    map
+}
+
+#[test]
+fn a_map_read_out_while_it_changes_is_that_of_one_moment_and_can_be_put_in_elsewhere() {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+        let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let store = MapStore::open(&dirs[0].path().join("map"), 1 << 20).unwrap();
+        store.open_table(VDISK).unwrap();
+        let map = scattered(&store, 1..=60);
+        assert_eq!(store.written(VDISK).object, None, "nothing is on disk yet");
+        assert!(matches!(all_parts(&store, PART_MIN).await, Err(MapError::Closed(VDISK))));
+        store.write_back(VDISK).unwrap();
+        let state = store.state(VDISK).unwrap();
+        assert_eq!(store.written(VDISK).object, state.object);
+        let cut = store.cut(VDISK, PART_MIN);
+        let mut parts = vec![cut.next().await.unwrap()];
+        // It goes on meanwhile: written over, dropped, written back.
+        store.apply(&tlog(61, &[(0, 1 << 32)], &[(9, 1)])).unwrap();
+        store.write_back(VDISK).unwrap();
+        while !parts.last().unwrap().last {
+            parts.push(cut.next().await.unwrap());
+        }
+        assert!(3 < parts.len() && parts.iter().all(|part| part.state == state));
+        assert!(cut.next().await.is_err(), "nothing comes after the last");
+
+        let other = MapStore::open(&dirs[1].path().join("map"), 1 << 20).unwrap();
+        other.open_table(VDISK).unwrap();
+        other.apply(&tlog(1, &[], &[(5, 3)])).unwrap();
+        other.write_back(VDISK).unwrap();
+        // Whatever is missing at the end, or in the middle, the old one stays.
+        for left_out in [parts.len() - 1, 2] {
+            let mut install = other.install(VDISK).unwrap();
+            let mut some = parts.clone();
+            some.remove(left_out);
+            let taken = some.iter().try_for_each(|part| install.take(part));
+            assert!(taken.and_then(|()| install.finish()).is_err());
+            assert_eq!(other.open_table(VDISK).unwrap().last_lsn, Lsn(1));
+        }
+        let mut install = other.install(VDISK).unwrap();
+        parts.iter().try_for_each(|part| install.take(part)).unwrap();
+        assert_eq!(install.finish().unwrap(), state);
+        assert!(matches!(other.load(VDISK, 0), Err(MapError::Behind(VDISK))));
+        other.complete(VDISK);
+        compare(&other, &map);
+        assert_eq!(std::fs::read_dir(dirs[1].path().join("map.incoming")).unwrap().count(), 0);
+        // It is a map like any other: it follows, and lasts.
+        other.apply(&tlog(61, &[(0, 1 << 32)], &[(9, 1)])).unwrap();
+        other.write_back(VDISK).unwrap();
+        drop(other);
+        let other = MapStore::open(&dirs[1].path().join("map"), 1 << 20).unwrap();
+        assert_eq!(other.open_table(VDISK).unwrap(), store.state(VDISK).unwrap());
+    });
+}
+
+#[test]
+fn a_damaged_map_is_not_read_out() {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let store = MapStore::open(dir.path(), 1 << 20).unwrap();
+        store.open_table(VDISK).unwrap();
+        scattered(&store, 1..=20);
+        store.write_back(VDISK).unwrap();
+        assert!(all_parts(&store, PART_MIN).await.is_ok());
+        let (key, _) = store.shared.place.all(b'p', VDISK).unwrap().remove(7);
+        store.shared.place.with(|db| db.delete(&key)).unwrap();
+        assert!(matches!(all_parts(&store, PART_MIN).await, Err(MapError::Mismatch { .. })));
+    });
+}
+
+/// All other maps wait for the replacement, so it doesn't wait for who reads one out, however slowly.
+#[test]
+fn a_map_that_is_read_out_gives_way_when_the_files_are_replaced() {
+    tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+        let outer = tempfile::tempdir().unwrap();
+        let dir = outer.path().join("map");
+        let store = MapStore::open(&dir, 1 << 20).unwrap();
+        store.open_table(VDISK).unwrap();
+        scattered(&store, 1..=60);
+        store.write_back(VDISK).unwrap();
+        let cut = store.cut(VDISK, PART_MIN);
+        assert!(!cut.next().await.unwrap().last);
+        overwrite_tables(&dir);
+        let (opening, start) = (store.clone(), std::time::Instant::now());
+        let opened = tokio::task::spawn_blocking(move || opening.open_table(VDISK)).await.unwrap();
+        assert_eq!(opened.unwrap(), MapState::default());
+        assert!(start.elapsed() < IDLE_MAX, "it waited for who reads");
+        assert!(cut.next().await.is_err());
+    });
 }

@@ -11,6 +11,7 @@
 mod attach;
 mod away;
 mod balance;
+mod checkpoint;
 mod contest;
 mod dtl;
 mod durability;

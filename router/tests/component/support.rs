@@ -22,6 +22,7 @@ use runtime::net::Listener;
 use runtime::peer::Identity;
 use runtime::rpc::{Call, CallError, Client, ClientOptions, ServerOptions, Service, serve};
 use runtime::shutdown::Shutdown;
+use wire::common::{EventList, EventsAsk};
 use wire::dtl::DtlMode;
 use wire::facts::{
     LossRecord, Record, RouterRecord, RouterState, VdiskRecord, VpoolDtl, VpoolRecord, key,
@@ -97,6 +98,8 @@ pub struct World {
     pub arakoon: Arc<arakoon::FakeArakoon>,
     /// What every message to arakoon and the backend passes.
     pub gate: Arc<gate::Gate>,
+    /// What every message to the backend about checkpoints passes.
+    pub checkpoint_gate: Arc<gate::Gate>,
     cables: Option<Cables>,
     proxy_server: Served,
     arakoon_server: Served,
@@ -105,6 +108,7 @@ pub struct World {
 impl World {
     pub fn new() -> Self {
         let gate = Arc::new(gate::Gate::default());
+        let checkpoint_gate = Arc::new(gate::Gate::default());
         let proxy = Arc::new(proxy::FakeProxy::default());
         let arakoon = Arc::new(arakoon::FakeArakoon::default());
         let vpool = VpoolRecord { name: "default".into(), preset: "p".into(), sco_bytes: 1 << 20 };
@@ -113,7 +117,11 @@ impl World {
             dir: tempfile::tempdir().unwrap(),
             proxy_server: Served::start(
                 Role::AlbaProxy,
-                Arc::new(proxy::Server(Arc::clone(&proxy), Arc::clone(&gate))),
+                Arc::new(proxy::Server(
+                    Arc::clone(&proxy),
+                    Arc::clone(&gate),
+                    Arc::clone(&checkpoint_gate),
+                )),
             ),
             arakoon_server: Served::start(
                 Role::Arakoon,
@@ -122,6 +130,7 @@ impl World {
             proxy,
             arakoon,
             gate,
+            checkpoint_gate,
             cables: None,
         }
     }
@@ -162,6 +171,10 @@ impl World {
 
     pub fn start_third(&self) -> Router {
         self.launch("router-3", "log_segments = 4\nlog_segment_size = \"8MiB\"")
+    }
+
+    pub fn start_third_with(&self, extra: &str) -> Router {
+        self.launch("router-3", extra)
     }
 
     pub fn start_other_with(&self, extra: &str) -> Router {
@@ -418,6 +431,11 @@ impl Router {
         self.begin(method::TRANSFER_VDISK, Transfer { name: name.into(), to })
     }
 
+    /// Asks for a deletion once, as [`Self::begin_transfer`].
+    pub fn begin_delete(&self, name: &str) -> JoinHandle<Option<Result<(), WireError>>> {
+        self.begin(method::DELETE_VDISK, VdiskName { name: name.into() })
+    }
+
     /// Asks once, and goes on; `None`: the router went away meanwhile.
     pub fn begin<Q, A>(&self, method: u16, body: Q) -> JoinHandle<Option<Result<A, WireError>>>
     where
@@ -494,6 +512,14 @@ impl Router {
     /// Its page maps, of its own vDisks and of others'.
     pub fn maps(&self) -> Vec<MapCopy> {
         self.call::<_, MapCopies>(method::LIST_MAPS, &()).unwrap().maps
+    }
+
+    /// Of this kind, about the only vDisk.
+    pub fn events(&self, kind: &str) -> Vec<String> {
+        let ask = EventsAsk { after: 0, events_max: 256 };
+        let list: EventList = self.call(wire::common::method::EVENTS, &ask).unwrap();
+        let all = list.events.into_iter().filter(|event| event.kind == kind);
+        all.map(|event| event.text).collect()
     }
 
     pub fn locate(&self, name: &str) -> Location {

@@ -29,6 +29,7 @@ pub const TARGETS: &[Target] = &[
     Target { name: "sco", run: super::router::fuzz_sco },
     Target { name: "tlog", run: super::router::fuzz_tlog },
     Target { name: "page", run: super::router::fuzz_page },
+    Target { name: "map_part", run: super::router::fuzz_map_part },
     Target { name: "manifest", run: fuzz_manifest },
     Target { name: "frame_table", run: super::sealed::fuzz_frame_table },
     Target { name: "sealed_stream", run: super::sealed::fuzz_sealed_stream },
@@ -198,6 +199,9 @@ pub const MESSAGES: &[MessageKind] = {
         kind::<r::EndAttachment>(),
         kind::<r::EndedAttachment>(),
         kind::<r::SetVdisk>(),
+        kind::<p::CreateBeside>(),
+        kind::<r::ReadMap>(),
+        kind::<r::MapPart>(),
     ]
 };
 

@@ -5,8 +5,11 @@
 use bytes::Bytes;
 use model::{Cluster, LogId, Lsn, MapGeneration, VdiskId};
 use router_core::CLUSTER;
+use router_core::checkpoint::PartMeta;
 use router_core::log::record::{FIXED, decode_list, encode_list};
 use router_core::log::{Record, Scanner};
+use router_core::map_state::MapState;
+use router_core::map_stream::{Assembly, Part};
 use router_core::page::{Location, Page, page_key};
 use router_core::recover::{Facts, plan};
 use router_core::sco::{Frame, frame_range};
@@ -129,5 +132,26 @@ pub fn fuzz_page(data: &[u8]) {
             let _ = frame_range(location);
         }
         assert!(Page::decode(&page_key(VdiskId(3), 8, MapGeneration(1)), bytes).is_none());
+    }
+}
+
+/// A part of a page map, its meta in the backend, and the state in it.
+pub fn fuzz_map_part(data: &[u8]) {
+    for bytes in [data.to_vec(), sealed_at_the_end(data)] {
+        let bytes = Bytes::from(bytes);
+        if let Ok(part) = Part::decode(&bytes) {
+            assert_eq!(part.encode(), bytes, "one form of each part");
+            let mut assembly = Assembly::new(part.vdisk);
+            if assembly.take(&part).is_ok() && part.last {
+                let whole = assembly.finish().is_ok();
+                assert!(!whole || part.state.epochs == part.epochs.len() as u64);
+            }
+        }
+        if let Some(meta) = PartMeta::decode(&bytes) {
+            assert_eq!(meta.encode(), bytes);
+        }
+        if let Some(state) = MapState::decode(&bytes) {
+            assert_eq!(state.encode(), bytes);
+        }
     }
 }

@@ -37,6 +37,7 @@ pub fn samples(target: &str) -> Vec<Vec<u8>> {
         "sco" => vec![sco()],
         "tlog" => vec![tlog().encode(), meta().encode().to_vec()],
         "page" => vec![page()],
+        "map_part" => map_parts(),
         "manifest" => vec![manifest()],
         "frame_table" => frame_tables(),
         "sealed_stream" => vec![vec![0, 0, 1, 5, 0, 0], vec![1, 3, 0, 9, 1, 7, 2, 0, 0, 1]],
@@ -97,6 +98,29 @@ fn messages() -> Vec<Vec<u8>> {
         [vec![which], grown(&kind.decode, u64::from(which))].concat()
     };
     (0..).zip(MESSAGES).map(one).collect()
+}
+
+fn map_parts() -> Vec<Vec<u8>> {
+    use router_core::checkpoint::PartMeta;
+    use router_core::map::{Totals, cluster_at};
+    use router_core::map_state::MapState;
+    use router_core::map_stream::Cutter;
+    use router_core::page::digest_of;
+    let vdisk = VdiskId(3);
+    let object = ObjectId { vdisk, epoch: Epoch(2), number: ScoNumber(7) };
+    let (mut page, mut totals) = (Page::default(), Totals::default());
+    for index in 0..3 {
+        let location = Location::new(ScoNumber(7), 4, 2);
+        page.set(index, Some(location));
+        totals.add(digest_of(cluster_at(9, index), location));
+    }
+    let state = MapState { object: Some(object), last_lsn: Lsn(40), totals, epochs: 1 };
+    let mut cutter = Cutter::new(vdisk, state.clone(), 1 << 16);
+    let key = page_key(vdisk, 9, MapGeneration(0));
+    assert!(cutter.epoch(ScoNumber(1), Epoch(2)).is_none());
+    assert!(cutter.page(9, page.encode(&key).into()).is_none());
+    let meta = PartMeta { map: object, last_lsn: Lsn(40), index: 1, last: true };
+    vec![cutter.finish().encode(), meta.encode().to_vec(), state.encode()]
 }
 
 fn dtl_entry(lsn: u64, op: Op, payload: Bytes) -> router_core::log::pool::Entry {

@@ -10,8 +10,9 @@ use model::{Epoch, NamespaceId, ObjectId, VdiskId};
 use runtime::rpc::{Request, Responder, Service};
 use wire::WireError;
 use wire::proxy::{
-    CreateNamespace, DeleteNamespace, FillHoles, Head, Health, ListObjects, ObjectInfo, Objects,
-    PutDone, PutObject, RaiseEpoch, ReadDone, ReadHead, ReadObject, code, method,
+    CreateBeside, CreateNamespace, DeleteNamespace, DeleteObjects, FillHoles, Head, Health,
+    ListObjects, ObjectInfo, Objects, PutDone, PutObject, RaiseEpoch, ReadDone, ReadHead,
+    ReadObject, code, method,
 };
 
 use super::gate::Gate;
@@ -26,6 +27,10 @@ struct Object {
 struct Namespace {
     epoch: Epoch,
     head: Option<ObjectId>,
+    /// Of the head, which may be deleted since.
+    head_meta: Bytes,
+    /// It lives and dies with another one.
+    beside: bool,
     objects: BTreeMap<ObjectId, Object>,
     /// Puts whose predecessor is on its way.
     waiting: Vec<(PutObject, Bytes, Responder)>,
@@ -44,7 +49,8 @@ pub struct FakeProxy {
     unreadable: AtomicBool,
 }
 
-pub struct Server(pub Arc<FakeProxy>, pub Arc<Gate>);
+/// With what every message passes, and what those pass that are about a namespace beside a vDisk's.
+pub struct Server(pub Arc<FakeProxy>, pub Arc<Gate>, pub Arc<Gate>);
 
 impl FakeProxy {
     pub fn set_out(&self, out: bool) {
@@ -78,8 +84,35 @@ impl FakeProxy {
         self.namespaces.lock().unwrap().len()
     }
 
-    pub fn raise_epoch(&self, vdisk: VdiskId, epoch: u64) {
-        self.namespaces.lock().unwrap().get_mut(&vdisk.into()).unwrap().epoch = Epoch(epoch);
+    pub fn raise_epoch(&self, namespace: impl Into<NamespaceId>, epoch: u64) {
+        self.namespaces.lock().unwrap().get_mut(&namespace.into()).unwrap().epoch = Epoch(epoch);
+    }
+
+    /// What lies in a namespace, with its meta.
+    pub fn objects(&self, namespace: impl Into<NamespaceId>) -> Vec<(ObjectId, Bytes)> {
+        let namespaces = self.namespaces.lock().unwrap();
+        let objects = namespaces.get(&namespace.into()).into_iter().flat_map(|n| &n.objects);
+        objects.map(|(object, stored)| (*object, stored.meta.clone())).collect()
+    }
+
+    /// Damages the object of this place in a namespace; its own checksums are made right.
+    pub fn damage(&self, namespace: impl Into<NamespaceId>, place: usize) {
+        let mut namespaces = self.namespaces.lock().unwrap();
+        let object = namespaces.get_mut(&namespace.into()).unwrap().objects.values_mut().nth(place);
+        let object = object.unwrap();
+        let mut bytes = object.payload.to_vec();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        object.payload = Bytes::from(bytes);
+    }
+
+    /// Whether a message is about a namespace that is, or would be, beside a vDisk's: all begin with the namespace.
+    fn is_beside(&self, request: &Request) -> bool {
+        let mut body = wire::Reader::new(request.body.clone());
+        let Ok(namespace) = <NamespaceId as wire::Decode>::decode(&mut body) else { return false };
+        let is_creation = request.method == method::CREATE_NAMESPACE;
+        let namespaces = self.namespaces.lock().unwrap();
+        !is_creation && namespaces.get(&namespace).is_none_or(|found| found.beside)
     }
 
     /// Damages (or mends) the first object of the only namespace.
@@ -115,15 +148,15 @@ impl FakeProxy {
         };
         namespace.waiting.push((put, payload, responder));
         loop {
-            let Namespace { epoch, head, objects, waiting } = namespace;
+            let Namespace { epoch, head, head_meta, objects, waiting, .. } = namespace;
             let ready = waiting.iter().position(|(put, _, _)| {
-                put.epoch < *epoch
+                put.epoch != *epoch
                     || put.expected_head == *head
                     || objects.contains_key(&put.object)
             });
             let Some(ready) = ready else { return };
             let (put, payload, responder) = waiting.remove(ready);
-            if put.epoch < *epoch {
+            if put.epoch != *epoch {
                 responder
                     .fail(WireError::refuse(code::FENCED, format!("epoch {epoch} is recorded")));
                 continue;
@@ -136,6 +169,7 @@ impl FakeProxy {
                 Some(_) => {}
                 None => {
                     *head = Some(put.object);
+                    *head_meta = put.meta.clone();
                     objects.insert(put.object, Object { payload, meta: put.meta });
                     self.puts.fetch_add(1, Ordering::SeqCst);
                 }
@@ -194,12 +228,41 @@ impl FakeProxy {
         })
     }
 
+    fn create_beside(&self, create: &CreateBeside) -> Result<(), WireError> {
+        let mut namespaces = self.namespaces.lock().unwrap();
+        let Some(beside) = namespaces.get(&create.beside) else {
+            return Err(WireError::refuse(code::NO_NAMESPACE, "no such namespace"));
+        };
+        let made = namespaces.get(&create.namespace).map_or(Epoch::ZERO, |made| made.epoch);
+        if beside.epoch != create.epoch || create.epoch < made {
+            return Err(WireError::refuse(code::FENCED, "another epoch is recorded"));
+        }
+        let made = namespaces.entry(create.namespace).or_default();
+        (made.beside, made.epoch) = (true, create.epoch);
+        Ok(())
+    }
+
     fn answer(&self, request: &Request, responder: Responder) {
         match request.method {
             method::CREATE_NAMESPACE => {
                 let create: CreateNamespace = request.decode().unwrap();
                 self.namespaces.lock().unwrap().entry(create.namespace).or_default();
                 reply(responder, Ok(()));
+            }
+            method::CREATE_BESIDE => {
+                let create: CreateBeside = request.decode().unwrap();
+                reply(responder, self.create_beside(&create));
+            }
+            method::DELETE_OBJECTS => {
+                let delete: DeleteObjects = request.decode().unwrap();
+                let deleted = self.with(delete.namespace, |namespace| {
+                    if delete.epoch != namespace.epoch {
+                        return Err(WireError::refuse(code::FENCED, "another epoch is recorded"));
+                    }
+                    namespace.objects.retain(|object, _| !delete.objects.contains(object));
+                    Ok(())
+                });
+                reply(responder, deleted);
             }
             method::DELETE_NAMESPACE => {
                 let delete: DeleteNamespace = request.decode().unwrap();
@@ -227,8 +290,7 @@ impl FakeProxy {
                 reply(
                     responder,
                     self.with(ask.namespace, |namespace| {
-                        let meta = namespace.head.and_then(|head| namespace.objects.get(&head));
-                        let meta = meta.map(|object| object.meta.clone()).unwrap_or_default();
+                        let meta = namespace.head_meta.clone();
                         Ok(Head { epoch: namespace.epoch, head: namespace.head, meta })
                     }),
                 );
@@ -261,7 +323,11 @@ impl Service for Server {
         }
         let delay = self.0.delay_ms.load(Ordering::SeqCst);
         if delay == 0 {
-            return self.1.pass(|| self.0.answer(&request, responder));
+            let beside = self.0.is_beside(&request);
+            return self.1.pass(|| {
+                let answer = || self.0.answer(&request, responder);
+                if beside { self.2.pass(answer) } else { answer() }
+            });
         }
         let proxy = Arc::clone(&self.0);
         tokio::spawn(async move {

@@ -5,6 +5,7 @@
 //!
 //! Invariant: bytes are forwarded unchanged and in order, or not at all.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -26,11 +27,19 @@ pub struct Held {
     pub answers: bool,
 }
 
+/// Bytes of answers that still arrive; then it breaks, for all connections and for good.
+#[derive(Clone)]
+struct Breaks {
+    left: Arc<AtomicUsize>,
+    broken: watch::Sender<bool>,
+}
+
 /// See the module's page. It ends when dropped.
 pub struct Relay {
     pub endpoint: Endpoint,
     to: Arc<Mutex<Option<Endpoint>>>,
     held: watch::Sender<Held>,
+    breaks: Breaks,
     shutdown: Shutdown,
     thread: Option<JoinHandle<()>>,
 }
@@ -42,6 +51,9 @@ impl Relay {
         let to: Arc<Mutex<Option<Endpoint>>> = Arc::default();
         let (held, watched) = watch::channel(Held::default());
         let (shutdown, leads) = (Shutdown::new(), Arc::clone(&to));
+        let left = Arc::new(AtomicUsize::new(usize::MAX));
+        let breaks = Breaks { left, broken: watch::Sender::new(false) };
+        let given = breaks.clone();
         let stop = shutdown.clone();
         let thread = std::thread::spawn(move || {
             runtime().block_on(async {
@@ -53,7 +65,7 @@ impl Relay {
                             let to = leads.lock().unwrap().clone();
                             let (near, _) = accepted.unwrap();
                             if let Some(to) = to {
-                                tokio::spawn(forward(near, to, watched.clone()));
+                                tokio::spawn(forward(near, to, watched.clone(), given.clone()));
                             }
                         }
                         () = stop.wait() => return,
@@ -62,11 +74,20 @@ impl Relay {
             });
         });
         let endpoint = receiver.recv().unwrap().to_string().parse().unwrap();
-        Self { endpoint, to, held, shutdown, thread: Some(thread) }
+        Self { endpoint, to, held, breaks, shutdown, thread: Some(thread) }
     }
 
     pub fn lead_to(&self, endpoint: &Endpoint) {
         *self.to.lock().unwrap() = Some(endpoint.clone());
+    }
+
+    /// Whoever listens dies, as it seems, after so many more bytes of answers.
+    pub fn break_after(&self, bytes: usize) {
+        self.breaks.left.store(bytes, Ordering::SeqCst);
+    }
+
+    pub fn is_broken(&self) -> bool {
+        *self.breaks.broken.borrow()
     }
 
     /// For whoever cuts it from elsewhere.
@@ -97,26 +118,43 @@ impl Drop for Relay {
     }
 }
 
-async fn forward(near: TcpStream, to: Endpoint, held: watch::Receiver<Held>) {
+async fn forward(near: TcpStream, to: Endpoint, held: watch::Receiver<Held>, breaks: Breaks) {
     let Ok(far) = TcpStream::connect(to.to_string()).await else { return };
     let ((near_in, near_out), (far_in, far_out)) = (near.into_split(), far.into_split());
-    tokio::join!(
-        pump(near_in, far_out, held.clone(), |held| held.requests),
-        pump(far_in, near_out, held, |held| held.answers),
-    );
+    let mut broken = breaks.broken.subscribe();
+    let both = async {
+        tokio::join!(
+            pump(near_in, far_out, (held.clone(), |held| held.requests), None),
+            pump(far_in, near_out, (held, |held| held.answers), Some(&breaks)),
+        )
+    };
+    tokio::select! {
+        _ = both => {}
+        _ = broken.wait_for(|broken| *broken) => {}
+    }
 }
 
 async fn pump(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
-    mut held: watch::Receiver<Held>,
-    holds: fn(&Held) -> bool,
+    (mut held, holds): (watch::Receiver<Held>, fn(&Held) -> bool),
+    breaks: Option<&Breaks>,
 ) {
     let mut bytes = vec![0; 64 << 10];
     loop {
         let count = from.read(&mut bytes).await.unwrap_or(0);
         if held.wait_for(|held| !holds(held)).await.is_err() {
             return;
+        }
+        if let Some(Breaks { left, broken }) = breaks {
+            let may = left.load(Ordering::SeqCst);
+            if may < count {
+                broken.send_replace(true);
+                return;
+            }
+            if may != usize::MAX {
+                left.store(may - count, Ordering::SeqCst);
+            }
         }
         if count == 0 || to.write_all(&bytes[..count]).await.is_err() {
             return;
