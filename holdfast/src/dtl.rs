@@ -87,7 +87,7 @@ fn table(names: &Names, logs: &[(VdiskRecord, Option<DtlRecord>)]) -> Table {
             Cell::plain(name_of(names, vdisk.owner)),
             Cell::plain(vdisk.epoch.to_string()),
         ];
-        match dtl {
+        match dtl.as_ref().filter(|dtl| dtl.mode != DtlMode::NoTarget) {
             None => row.extend(["none", "", "", "", ""].map(Cell::plain)),
             Some(dtl) => {
                 let (word, tone) = state(dtl);
@@ -106,10 +106,10 @@ fn table(names: &Names, logs: &[(VdiskRecord, Option<DtlRecord>)]) -> Table {
     table
 }
 
-/// `None`: the vDisk has no DTL.
+/// `None`: the vDisk has no DTL and never had one.
 pub fn log_json(names: &Names, vdisk: &VdiskRecord, dtl: Option<&DtlRecord>) -> Value {
     let (name, owner) = (&vdisk.name, name_of(names, vdisk.owner));
-    let Some(dtl) = dtl else {
+    let Some(dtl) = dtl.filter(|dtl| dtl.mode != DtlMode::NoTarget) else {
         return json!({"name": name, "owner": owner, "epoch": vdisk.epoch.0, "mode": "none"});
     };
     let named = |routers: &[RouterId]| -> Vec<String> {

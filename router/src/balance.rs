@@ -115,7 +115,7 @@ impl Router {
         let sessions = self.facts.sessions().await?;
         let routers = self.facts.routers().await?;
         let mut targets = self.facts.dtl_targets().await?;
-        let loads = self.facts.loads().await?;
+        let loads = self.facts.loads().await.unwrap_or_default();
         let mut edges = self.facts.edge_domains().await?;
         let vdisks = self.facts.vdisks().await?;
         let lives = |router: RouterId| {

@@ -26,8 +26,8 @@ const COMING_BACK: Duration = Duration::from_secs(30);
 /// lost, that attachment is in memory alone, and is ended by saying it again.
 fn known(record: &AttachmentsRecord, here: &AttachmentsRecord) -> AttachmentsRecord {
     let mut all = record.clone();
-    let is_new =
-        |one: &&AttachmentRecord| record.live.iter().all(|live| live.generation != one.generation);
+    // One that attached anew is known by the record alone.
+    let is_new = |one: &&AttachmentRecord| record.live.iter().all(|live| live.edge != one.edge);
     all.live.extend(here.live.iter().filter(is_new).cloned());
     all
 }

@@ -97,6 +97,8 @@ impl Router {
             self.state().draining = before || (draining && !refused);
             return Err(error);
         }
+        // A registration may have read the former word meanwhile.
+        self.state().draining = draining;
         tracing::info!(?state, by, "standing changed by an operator");
         let means = match state {
             RouterState::Online => "in service: it takes vDisks",

@@ -252,7 +252,7 @@ impl Router {
             return Err(unchanged("this router has no session in arakoon"));
         }
         self.send_most(vdisk, unchanged).await?;
-        {
+        let epoch = {
             let mut state = self.state();
             let serving = state.serving(vdisk)?;
             unshared(&serving.attachments, mode)?;
@@ -266,11 +266,14 @@ impl Router {
             if std::mem::replace(&mut serving.handing_over, true) {
                 return Err(unchanged("the vDisk is being handed over"));
             }
-        }
+            serving.core.epoch()
+        };
         let (outcome, why) = match self.change_regime(vdisk, mode).await {
             Ok(()) => (Ok(()), "its DTL has changed, and it is opened anew".to_owned()),
             Err(Halt::Before(error)) => {
-                if let Ok(serving) = self.state().serving(vdisk) {
+                if let Ok(serving) = self.state().serving(vdisk)
+                    && serving.core.epoch() == epoch
+                {
                     serving.handing_over = false;
                 }
                 return Err(error);
@@ -282,8 +285,21 @@ impl Router {
             }
         };
         let error = WireError::new(ErrorClass::Retry, code::RECOVERING, why);
-        self.state().stop_serving(vdisk, Slot::Opening, &error, Records::Release);
-        tokio::spawn(Arc::clone(self).open_loop(vdisk));
+        let opens = {
+            let mut state = self.state();
+            // The answer may come after the vDisk was left and opened anew for another reason: what is served then was
+            // acknowledged under a later epoch, and stays (L1).
+            let same = state.serving(vdisk).is_ok_and(|serving| serving.core.epoch() == epoch);
+            if same {
+                state.stop_serving(vdisk, Slot::Opening, &error, Records::Release);
+            }
+            same
+        };
+        if opens {
+            tokio::spawn(Arc::clone(self).open_loop(vdisk));
+        } else {
+            self.ensure_opening(vdisk);
+        }
         outcome
     }
 

@@ -113,9 +113,9 @@ fn checkpoint(cluster: &mut Cluster) -> anyhow::Result<()> {
     cluster.up()?;
     DATA.write(&target)?;
     cluster.holdfast(&["vdisk", "sync", "demo"])?;
-    let shown = || cluster.json(&["vdisk", "show", "demo", "--json"]);
+    let shown = || cluster.json(&["vdisk", "show", "demo"]);
     wait_until(LIMIT, "a checkpoint", || Ok(shown()?["details"]["checkpoint"]["sco"].is_u64()))?;
-    let listed = cluster.json(&["mds", "list", "--json"])?;
+    let listed = cluster.json(&["mds", "list"])?;
     let mut rows = listed.as_array().into_iter().flatten();
     ensure!(rows.any(|row| row["checkpoint_lsn"].is_u64()), "{listed:#}");
     cluster.stop()?;

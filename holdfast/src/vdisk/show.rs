@@ -144,13 +144,13 @@ fn dtl_lines(dtl: &Value, line: &mut impl FnMut(&str, String)) {
     line(
         "dtl",
         match dtl["state"].as_str() {
-            Some(state) => format!(
+            Some(state) if dtl["mode"] != "none" => format!(
                 "{}, {state}, generation {}, promised at least through LSN {}",
                 word(&dtl["mode"]),
                 dtl["generation"],
                 dtl["floor_lsn"]
             ),
-            None => "none: what isn't in the backend lies at its owner alone".to_owned(),
+            Some(_) | None => "none: what isn't in the backend lies at its owner alone".to_owned(),
         },
     );
     for target in dtl["targets"].as_array().into_iter().flatten() {

@@ -45,6 +45,8 @@ fn recorded(world: &World) -> DtlMode {
     record(world).map_or(DtlMode::NoTarget, |record| record.mode)
 }
 
+const NONE: &str = r#""dtl":{"mode":"none""#;
+
 /// The mode that its owner says it has.
 fn shown(owner: &Router) -> String {
     let details = owner.try_show("demo").unwrap().details_json;
@@ -432,4 +434,39 @@ fn p10_what_was_lost_under_a_dtl_doesnt_come_back_with_the_log_after_it() {
     assert_eq!(disk.try_read(0, 4096).unwrap(), [1; 4096], "a lost write came back");
     owner.stop();
     other.stop();
+}
+
+/// Its own DTL finds another regime before the answer comes, and the vDisk is opened anew and served by that.
+#[test]
+fn l1_a_late_answer_takes_nothing_from_what_was_served_since() {
+    let (world, owner, other, mut disk) = served_as(DtlMode::Sync);
+    write_some(&mut disk, 1);
+    owner.call::<_, VdiskInfo>(method::SET_VDISK, &setting(None, Some(2))).unwrap();
+    world.arakoon.hold_answer(key::vdisk(world.vdisk("demo").vdisk));
+    let none = setting(Some(DtlMode::NoTarget), None);
+    let changing = owner.begin::<_, VdiskInfo>(method::SET_VDISK, none);
+    let start = Instant::now();
+    while !world.arakoon.holds_answer() {
+        assert!(start.elapsed() < WITHIN, "nothing was asked of arakoon");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // A second target may be had: its proposal is refused.
+    let third = world.start_third();
+    let (start, soon) = (Instant::now(), Duration::from_secs(2));
+    let anew = || owner.try_show("demo").is_ok_and(|info| info.details_json.contains(NONE));
+    while !anew() && start.elapsed() < soon {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    if anew() {
+        disk.reattach(&owner);
+        disk.write(0, &[9; 4096], Durability::Durable);
+    }
+    world.arakoon.let_answer_go();
+    changing.join().unwrap();
+    disk.reattach(&owner);
+    disk.check_all();
+    assert_eq!(recorded(&world), DtlMode::NoTarget);
+    for router in [owner, other, third] {
+        router.stop();
+    }
 }

@@ -262,7 +262,12 @@ impl Owner {
     /// [`Owner::candidates`] should be told anew.
     #[must_use]
     pub fn wants_candidates(&self) -> bool {
-        self.facts.state != DtlState::Standalone && self.members.len() < TARGETS_MAX
+        let changes = self.members.len() < TARGETS_MAX || self.has_too_many();
+        self.facts.state != DtlState::Standalone && changes
+    }
+
+    fn has_too_many(&self) -> bool {
+        self.wish.is_some_and(|wish| wish < self.facts.targets.len())
     }
 
     /// Up to where requests may be acknowledged now. What is returned is promised.
@@ -427,7 +432,7 @@ impl Owner {
             out.extend(why.map(|why| Effect::Changed { why }));
             return self.retarget(now, out);
         }
-        if self.wish.is_some_and(|wish| wish < self.facts.targets.len()) {
+        if self.has_too_many() && !self.candidates.is_empty() {
             return self.retarget(now, out);
         }
         match self.facts.state {
@@ -460,6 +465,14 @@ impl Owner {
     fn choose(&self, now: Now) -> Vec<RouterId> {
         let healthy = self.members.iter().filter(|(_, member)| member.failed.is_none());
         let mut chosen: Vec<RouterId> = healthy.map(|(router, _)| *router).collect();
+        if self.copies < chosen.len() {
+            // Who stays is who would be chosen first: of two, the one in another domain.
+            let place = |router: &RouterId| {
+                let place = self.candidates.iter().position(|candidate| candidate == router);
+                place.unwrap_or(usize::MAX)
+            };
+            chosen.sort_by_key(place);
+        }
         let free = |router: &&RouterId| self.avoided.is_free(**router, now);
         for router in self.candidates.iter().filter(free) {
             if !chosen.contains(router) && *router != self.name.me {

@@ -296,3 +296,23 @@ fn p13_another_number_of_targets_is_a_new_generation_that_names_who_holds_the_pr
     owner.progress(now, &mut out);
     assert!(!owner.is_proposing(), "as many as are wanted: {out:?}");
 }
+
+#[test]
+fn of_too_many_targets_those_stay_that_would_be_chosen_first() {
+    let (now, mut out) = (at(1000), Vec::new());
+    let mut owner = in_sync(now);
+    owner.candidates(vec![TARGET, OTHER], 1);
+    owner.want_targets(Some(2));
+    owner.progress(now, &mut out);
+    let both = proposed(&mut owner, now, out);
+    assert_eq!(&both.targets[..], &[TARGET, OTHER][..]);
+    let mut out = Vec::new();
+    owner.candidates(Vec::new(), 2);
+    owner.want_targets(Some(1));
+    owner.progress(now, &mut out);
+    assert!(!owner.is_proposing() && owner.wants_candidates(), "who is better isn't known yet");
+    owner.candidates(vec![OTHER, TARGET], 2);
+    owner.progress(now, &mut out);
+    let one = proposed(&mut owner, now, out);
+    assert_eq!(&one.targets[..], &[OTHER][..]);
+}
