@@ -17,11 +17,10 @@ use router_core::map_stream::{Part, StreamError};
 use router_core::origin::{self, Origin, Unfit};
 use router_core::tlog::Meta;
 use runtime::rpc::{Call, CallError, Client, ClientOptions};
+use tokio::time::Instant;
 use wire::Role;
 use wire::common::Severity;
-use wire::proxy::{
-    ListObjects, ObjectInfo, Objects, ReadDone, ReadObject, code as proxy_code, method,
-};
+use wire::proxy::{ListObjects, ObjectInfo, Objects, ReadDone, ReadObject, method};
 use wire::router::{MapPart, ReadMap, method as router_method};
 
 use crate::backend::BackendError;
@@ -37,8 +36,11 @@ const LIST_LIMIT: u32 = 256;
 const FIRST_PATIENCE: Duration = Duration::from_secs(3);
 /// For each further one.
 const PART_PATIENCE: Duration = Duration::from_secs(10);
-/// For a whole map; behind it the next place to take it from may be quicker.
-const WHOLE_PATIENCE: Duration = Duration::from_secs(600);
+/// For a whole map of no size, and how many of its bytes a second there must be: else the next place may be quicker.
+const WHOLE_PATIENCE: Duration = Duration::from_secs(30);
+const BYTES_PER_S: u64 = 10_000_000;
+/// Of a mapped cluster in a page.
+const LOCATION_LEN: u64 = 8;
 
 /// Why a map isn't taken from somewhere.
 #[derive(Debug, thiserror::Error)]
@@ -85,14 +87,8 @@ impl From<MapError> for FetchError {
 
 impl From<BackendError> for FetchError {
     fn from(error: BackendError) -> Self {
-        match &error {
-            BackendError::Refused(_)
-            | BackendError::Unavailable { said: Some(proxy_code::UNREADABLE), .. } => {
-                Self::There(error.to_string())
-            }
-            // The TLogs couldn't be read either.
-            BackendError::Unavailable { .. } => Self::Here(error.into()),
-        }
+        // Perhaps of this object alone: whether the backend is out, following the TLogs will say.
+        Self::There(error.to_string())
     }
 }
 
@@ -243,7 +239,12 @@ impl Router {
         want: &origin::Want,
         head: Option<ObjectId>,
     ) -> Result<VecDeque<(Origin, String)>, OpenError> {
-        let checkpoints = checkpoint::complete(&self.list_checkpoints(vdisk).await?);
+        // Derived data: without them it takes longer (L6).
+        let listed = self.list_checkpoints(vdisk).await.unwrap_or_else(|error| {
+            tracing::warn!(%vdisk, %error, "checkpoints of its page map can't be listed");
+            Vec::new()
+        });
+        let checkpoints = checkpoint::complete(&listed);
         let (owner, targets, routers) = match self.who_may_have_it(vdisk).await {
             Ok(known) => known,
             Err(error) => {
@@ -305,11 +306,9 @@ impl Router {
         };
         let mut trouble = FetchError::There("it has no address".to_owned());
         for source in sources {
-            let whole = self.take_from(vdisk, source, least, head);
-            match tokio::time::timeout(WHOLE_PATIENCE, whole).await {
-                Ok(Err(error @ FetchError::There(_))) => trouble = error,
-                Ok(done) => return done,
-                Err(_) => trouble = FetchError::There("it takes too long".to_owned()),
+            match self.take_from(vdisk, source, least, head).await {
+                Err(error @ FetchError::There(_)) => trouble = error,
+                done => return done,
             }
         }
         Err(trouble)
@@ -324,6 +323,9 @@ impl Router {
     ) -> Result<MapState, FetchError> {
         let mut part = self.next_part(vdisk, &mut source).await?;
         self.check_fits(vdisk, &part.state, least, head).await?;
+        let bytes = part.state.totals.mapped * LOCATION_LEN;
+        let patience = WHOLE_PATIENCE + Duration::from_secs(bytes / BYTES_PER_S);
+        let deadline = Instant::now() + patience;
         let maps = self.maps.clone();
         let mut install: Install = blocking(move || maps.install(vdisk)).await?;
         loop {
@@ -332,7 +334,9 @@ impl Router {
             if last {
                 return blocking(move || install.finish()).await;
             }
-            part = self.next_part(vdisk, &mut source).await?;
+            // Only what comes from elsewhere is given up: what was begun with the store is brought to its end.
+            let next = tokio::time::timeout_at(deadline, self.next_part(vdisk, &mut source)).await;
+            part = next.map_err(|_| FetchError::There("it takes too long".to_owned()))??;
         }
     }
 

@@ -201,10 +201,21 @@ impl Router {
     async fn rebuild_map(&self, vdisk: VdiskId, epoch: Epoch) {
         while self.state().serving(vdisk).is_ok_and(|serving| serving.core.epoch() == epoch) {
             let maps = self.maps.clone();
-            let erased = tokio::task::spawn_blocking(move || maps.erase(vdisk)).await;
+            let erased = tokio::task::spawn_blocking(move || {
+                maps.erase(vdisk)?;
+                // Empty, and not absent: who reads meanwhile is told that it is behind.
+                maps.open_table(vdisk).map(drop)
+            })
+            .await;
             let problem = match erased {
                 Ok(Ok(())) => match self.bring_map_now(vdisk).await {
-                    Ok(_) => return,
+                    Ok(_) => {
+                        // Asked for by who read meanwhile; real damage is met again (L8).
+                        if let Ok(serving) = self.state().serving(vdisk) {
+                            serving.map_damaged = false;
+                        }
+                        return;
+                    }
                     Err(error) => error.to_string(),
                 },
                 Ok(Err(error)) => error.to_string(),
