@@ -21,7 +21,8 @@ const CATALOG_EVERY: Duration = Duration::from_secs(3);
 const CATALOG_RETRY: Duration = Duration::from_millis(300);
 const PROBE_EVERY: Duration = Duration::from_millis(400);
 const FIGURES_EVERY: Duration = Duration::from_secs(4);
-const HOLES_EVERY: Duration = Duration::from_secs(3);
+/// Own holes, and an OSD that is back, are no matter of this: they wake at once.
+const HOLES_EVERY: Duration = Duration::from_secs(10);
 const DELETES_EVERY: Duration = Duration::from_secs(10);
 
 pub fn spawn(

@@ -76,8 +76,9 @@ impl Catalog {
 
     /// Reads presets and OSDs again.
     pub async fn refresh(&self, arakoon: &ArakoonClient, osds: &Osds) -> Result<(), ProxyError> {
-        let presets = arakoon.prefix(key::PRESETS).await?;
-        let records = arakoon.prefix(key::OSDS).await?;
+        // Asked together they cost arakoon one round of its majority.
+        let (presets, records) =
+            tokio::try_join!(arakoon.prefix(key::PRESETS), arakoon.prefix(key::OSDS))?;
         let presets = presets.into_iter().filter_map(|(key, value)| {
             let preset = PresetRecord::from_record(value)
                 .map_err(|error| error.to_string())

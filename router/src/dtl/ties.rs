@@ -108,8 +108,9 @@ impl Ties {
             return routers;
         }
         let read = async {
-            let sessions = self.facts.sessions().await?;
-            let routers = self.facts.routers().await?;
+            // Asked together they cost arakoon one round of its majority.
+            let (sessions, routers) =
+                tokio::try_join!(self.facts.sessions(), self.facts.routers())?;
             self.know(&routers);
             let lives = |r: &RouterRecord| {
                 let id = key::router_session(r.router);
