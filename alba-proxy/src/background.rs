@@ -17,12 +17,12 @@ use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 
 /// Upper ends of the intervals; jitter takes up to half off.
-const CATALOG_EVERY: Duration = Duration::from_secs(3);
+const CATALOG_EVERY: Duration = Duration::from_secs(5);
 const CATALOG_RETRY: Duration = Duration::from_millis(300);
 const PROBE_EVERY: Duration = Duration::from_millis(400);
 const FIGURES_EVERY: Duration = Duration::from_secs(4);
-/// Own holes, and an OSD that is back, are no matter of this: they wake at once.
-const HOLES_EVERY: Duration = Duration::from_secs(10);
+/// For what other proxies left: own holes, and an OSD that is back, wake at once.
+const HOLES_EVERY: Duration = Duration::from_secs(30);
 const DELETES_EVERY: Duration = Duration::from_secs(10);
 
 pub fn spawn(

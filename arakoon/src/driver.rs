@@ -54,7 +54,8 @@ pub enum Input {
     },
     WhoMaster(Responder),
     Status(Responder),
-    Raft(Vec<RaftMessage>),
+    /// Answered with what the replica says to it: the peer wakes up once for both.
+    Raft(Vec<RaftMessage>, Responder),
     Unreachable(u64),
     SnapshotFailed(u64),
     /// A peer fetches the snapshot that was made for it.
@@ -227,10 +228,11 @@ impl Driver {
                     .reply(&server::leader(&self.nodes, status.leader, status.term), Bytes::new());
             }
             Input::Status(responder) => self.status(responder),
-            Input::Raft(messages) => {
+            Input::Raft(messages, responder) => {
                 for message in messages {
                     self.receive(message)?;
                 }
+                responder.reply(&(), Bytes::new());
             }
             Input::Unreachable(peer) => self.replica.peer_unreachable(peer),
             Input::SnapshotFailed(peer) => self.replica.snapshot_failed(peer),

@@ -91,10 +91,7 @@ impl Server {
                 "a Raft message isn't between the configured nodes; compare their configurations";
             return responder.fail(WireError::refuse(common::FORBIDDEN, message));
         }
-        match self.inputs.push(Input::Raft(batch.messages)) {
-            Ok(()) => responder.reply(&(), Bytes::new()),
-            Err(_) => responder.fail(WireError::retry(common::BUSY, "too many inputs wait")),
-        }
+        self.push(Input::Raft(batch.messages, responder));
     }
 
     fn snapshot(&self, request: &Request, responder: Responder) {

@@ -24,7 +24,7 @@ use crate::facts::Facts;
 /// Between two looks at arakoon for the same thing.
 const PAUSE: Duration = Duration::from_millis(300);
 /// How old the list of candidates may be: many vDisks ask at once.
-const FRESH: Duration = Duration::from_secs(1);
+const FRESH: Duration = Duration::from_secs(3);
 
 /// (router, its domain) of those that may be targets.
 type Online = Vec<(RouterId, String)>;
