@@ -16,6 +16,8 @@ use wire::{Decode, Encode, FrameError, FrameHeader, FrameKind, FrameMeta, Hello,
 const READ_CHUNK: usize = 128 << 10;
 /// A buffer with less room than this left is replaced, as frames taken out still hold on to it.
 const READ_ROOM: usize = 8 << 10;
+/// A buffer made for more serves frames that need one.
+const USUAL_MAX: usize = 2 * READ_CHUNK;
 /// Replaced buffers that are kept until their frames are gone, to be used again: memory fresh from the system costs more
 /// than what is read into it.
 const USED_MAX: usize = 2;
@@ -97,7 +99,23 @@ impl FrameReader {
         let mut rest = self.buffer.split_to(header.rest_len()).freeze();
         let body = rest.split_to(model::usize_of(header.body_len.into()));
         header.verify(&body)?;
+        if header.rest_len() <= READ_CHUNK {
+            self.give_back();
+        }
         Ok(Frame { header, body, payload: rest })
+    }
+
+    /// A buffer made for a large frame serves large ones, and goes with the next small one: a connection that has nothing
+    /// more to say is pinged, and may be so for ever (L8).
+    fn give_back(&mut self) {
+        // Much that is read already is worked off first, not copied.
+        if self.size <= USUAL_MAX || READ_CHUNK < self.buffer.len() {
+            return;
+        }
+        let left = std::mem::take(&mut self.buffer);
+        self.size = left.len() + READ_CHUNK;
+        self.buffer = BytesMut::with_capacity(self.size);
+        self.buffer.extend_from_slice(&left);
     }
 
     /// Makes room for so many bytes: in this buffer if no frame holds on to it, in one used before, or in a new one.
@@ -112,8 +130,8 @@ impl FrameReader {
         next.extend_from_slice(&self.buffer);
         let mut last = std::mem::replace(&mut self.buffer, next);
         last.clear();
-        // One made for a large frame isn't kept (L8).
-        let is_usual = self.size <= 2 * READ_CHUNK;
+        // One made for a large frame isn't kept (L8), nor one that never was.
+        let is_usual = (1..=USUAL_MAX).contains(&self.size);
         self.size = wanted;
         if is_usual {
             // The oldest goes: what holds on to it for so long may do so for ever.
@@ -239,4 +257,48 @@ fn check_hello(
         )));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::duplex;
+
+    fn frame(payload: usize) -> OutFrame {
+        let meta = FrameMeta::plain(FrameKind::Request, 1);
+        OutFrame::new(meta, &(), vec![Bytes::from(vec![7; payload])]).unwrap()
+    }
+
+    async fn send(io: &mut BoxWrite, lens: &[usize]) {
+        for len in lens {
+            let OutFrame { head, payload } = frame(*len);
+            let mut pieces = VecDeque::from([head]);
+            pieces.extend(payload.into_iter().filter(|piece| !piece.is_empty()));
+            write_pieces(io, &mut pieces).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn l8_a_connection_that_is_idle_keeps_no_large_buffer() {
+        const LARGE: usize = 8 << 20;
+        let (near, far) = duplex(64 << 10);
+        let mut reader = FrameReader::new(Box::new(far));
+        let mut writer: BoxWrite = Box::new(near);
+        // The last one is what an idle connection has: a ping.
+        let lens = [100, LARGE, LARGE, LARGE + 1, 3000, 0];
+        let sent = tokio::spawn(async move {
+            send(&mut writer, &lens).await;
+            writer
+        });
+        for len in lens {
+            let frame = reader.next().await.unwrap();
+            assert_eq!(frame.payload, vec![7; len]);
+        }
+        let _writer = sent.await.unwrap();
+        let kept =
+            reader.buffer.capacity() + reader.used.iter().map(BytesMut::capacity).sum::<usize>();
+        assert!(kept <= 3 * USUAL_MAX, "{kept} bytes");
+        // As far as the buffer is shared, it can be had again.
+        assert!(!reader.buffer.try_reclaim(LARGE) && reader.size <= USUAL_MAX);
+    }
 }
