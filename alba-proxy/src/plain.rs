@@ -9,13 +9,13 @@
 //! ```
 //!
 //! Whatever isn't a verified answer sends that read, and only that one, the general way from the start: it asks the OSD
-//! again, and there damage is noted and rebuilt. Reads that waited [`HEDGE_AFTER`] are asked of the others first: a
-//! slow OSD isn't asked twice.
+//! again, and there damage is noted and rebuilt. Reads that waited [`HEDGE_AFTER`], and those that the OSD says are damaged,
+//! are asked of the others first: a slow OSD isn't asked twice, and damage that an OSD found is counted once.
 //!
 //! Invariant: what is answered here was verified by the OSD's checksum and by the frames' own protection (L5); a read is
 //! in a line, in one call, or on the general way, and is answered once.
 
-use crate::gather::HEDGE_AFTER;
+use crate::gather::{Damage, HEDGE_AFTER};
 use crate::object::Loaded;
 use crate::osds::{Got, Wanted};
 use crate::proxy::Proxy;
@@ -148,6 +148,9 @@ impl Proxy {
     }
 
     fn answer(self: &Arc<Self>, read: Plain, got: Got) {
+        if matches!(got, Got::Corrupt) {
+            return self.read_round(read);
+        }
         let Plain { ask, stretch, .. } = read;
         if ask.responder.is_gone() {
             return;
@@ -160,6 +163,17 @@ impl Proxy {
                 ask.responder.reply_parts(&done, payload);
             }
             None => self.read_anyhow(ask, HEDGE_AFTER),
+        }
+    }
+
+    /// The OSD knows that what it has is bad, and counted it: it is noted here and rebuilt from the others. Asked again,
+    /// the OSD would count the same damage twice.
+    fn read_round(self: &Arc<Self>, read: Plain) {
+        let Plain { ask, stretch, .. } = read;
+        let Stretch { loaded, piece, .. } = &stretch;
+        self.note_damage(loaded, piece.fragment, Damage::Corrupt, Priority::Client);
+        if !ask.responder.is_gone() {
+            self.read_anyhow(ask, Duration::ZERO);
         }
     }
 

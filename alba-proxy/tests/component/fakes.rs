@@ -311,6 +311,10 @@ impl FakeAsd {
         responder.reply(&results, payload);
     }
 
+    pub fn corruptions(&self) -> u64 {
+        self.corruptions.load(Ordering::SeqCst)
+    }
+
     pub fn fragments(&self) -> usize {
         self.fragments.lock().unwrap().len()
     }

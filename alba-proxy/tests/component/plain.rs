@@ -2,10 +2,12 @@
 
 use crate::cluster::{Cluster, Setup, data, object};
 use crate::fakes::FakeAsd;
+use runtime::rpc::{Request, Responder};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::time::Instant;
+use wire::asd::{MultiGet, Priority};
 use wire::facts::Compression;
 use wire::proxy::code;
 
@@ -100,6 +102,29 @@ async fn a_bad_frame_fails_only_its_own_reader() {
             _ => assert_eq!(bad, [19, 20].map(|frame| (frame, Some(code::UNREADABLE)))),
         }
     }
+}
+
+#[tokio::test]
+async fn damage_that_a_disk_found_is_read_round_and_counted_once() {
+    let (cluster, disk) = start("1,2,3,1", 3).await;
+    disk.rot();
+    disk.hold();
+    let before = disk.gets.load(Ordering::SeqCst);
+    // The rotten block lies in this frame.
+    let reading = read(&cluster, 19);
+    until("it is asked", || disk.gets.load(Ordering::SeqCst) > before).await;
+    let held = disk.take_held();
+    disk.hold();
+    disk.answer(held);
+    assert_eq!(reading.await.unwrap(), Ok(true));
+    assert_eq!(disk.corruptions(), 1);
+    assert_eq!(cluster.status(0).await["corrupt_fragments"], 1);
+    // Nobody but the repair asks it for the same again.
+    let again = disk.take_held();
+    let by = |(request, _): &(Request, Responder)| request.decode::<MultiGet>().unwrap().priority;
+    assert!(again.iter().all(|get| by(get) == Priority::Maintenance));
+    disk.answer(again);
+    cluster.until("it is repaired", 0, |status| status["repaired_fragments"] == 1).await;
 }
 
 #[tokio::test]
