@@ -45,8 +45,8 @@ pub struct Found {
 enum Trouble {
     Elsewhere(Box<Location>),
     Later(String),
-    /// It owns the vDisk, and misses something of it.
-    Gap(String),
+    /// It misses something of the vDisk. With where that is, if it isn't the owner.
+    Gap(String, Option<Box<Location>>),
     Refused(WireError),
 }
 
@@ -68,7 +68,7 @@ impl Seeker {
                     self.note(format!("{address} says that another router owns it"));
                     self.route.told(&location);
                 }
-                Err(Trouble::Later(why) | Trouble::Gap(why)) => {
+                Err(Trouble::Later(why) | Trouble::Gap(why, _)) => {
                     tracing::debug!(vdisk = %self.request.name, %address, %why, "not attached yet");
                     self.note(format!("{address}: {why}"));
                 }
@@ -101,10 +101,9 @@ impl Seeker {
                 self.contest(&connection, location.epoch).await;
                 attach(&connection, &self.request).await?
             }
-            // It answers and can't serve: who else names it as the owner is asked to take the vDisk (P19).
-            Err(trouble @ Trouble::Gap(_)) => {
-                self.route.failed(address);
-                return Err(trouble);
+            Err(Trouble::Gap(why, elsewhere)) => {
+                self.route.has_gap(address, elsewhere.as_deref());
+                return Err(Trouble::Gap(why, elsewhere));
             }
             attached => attached?,
         };
@@ -176,7 +175,8 @@ async fn attach(connection: &Connection, request: &Attach) -> Result<Attached, T
         }
         // A gap waits for an operator, or for a router that reaches more, and the edge waits with it (L7).
         Err(CallError::Refused(error)) if error.code == code::GAP => {
-            Err(Trouble::Gap(error.to_string()))
+            let elsewhere = wire::decode_all::<Location>(error.detail.clone()).ok();
+            Err(Trouble::Gap(error.to_string(), elsewhere.map(Box::new)))
         }
         Err(CallError::Refused(error)) if error.class == ErrorClass::Refuse => {
             Err(Trouble::Refused(error))

@@ -49,7 +49,8 @@ impl Router {
     /// no DTL, or somebody else was quicker.
     ///
     /// # Errors
-    /// `GAP` with what is missing when it couldn't be recovered here; Retry when arakoon or the backend can't say.
+    /// `GAP` with what is missing and whose the vDisk is when it couldn't be recovered here; Retry when arakoon or the
+    /// backend can't say.
     pub(crate) async fn claim_from_gone(
         self: &Arc<Self>,
         name: &str,
@@ -78,7 +79,7 @@ impl Router {
     ) -> Result<Option<VdiskId>, WireError> {
         let Some(lease) = self.lease.current() else { return Ok(None) };
         let VdiskRecord { vdisk, owner, .. } = read.value;
-        self.could_recover(&read.value, &dtl.value).await?;
+        self.could_recover(&read.value, &dtl.value, (why, right)).await?;
         let epoch = read.value.epoch.next();
         let taken = VdiskRecord { owner: self.id, epoch, ..read.value.clone() };
         // No log holds what the backend lacks until recovery has put it there (P10).
@@ -150,7 +151,12 @@ impl Router {
     }
 
     /// What recovery would find, as far as that can be seen without sealing anything.
-    async fn could_recover(&self, record: &VdiskRecord, dtl: &DtlRecord) -> Result<(), WireError> {
+    async fn could_recover(
+        &self,
+        record: &VdiskRecord,
+        dtl: &DtlRecord,
+        (why, right): (&'static str, Right),
+    ) -> Result<(), WireError> {
         let vdisk = record.vdisk;
         let shown = self.shown(vdisk, &dtl.facts).await;
         let shown: Vec<_> = shown.into_iter().map(|(router, logs)| (router, held(&logs))).collect();
@@ -165,11 +171,12 @@ impl Router {
             epochs: &head_state.epochs,
             sealed: &shown,
         };
-        let missing = judge(&evidence).map(drop);
-        missing.map_err(|gap| {
-            let message = format!("vDisk {}: its owner is gone, and {gap}", record.name);
-            WireError::refuse(code::GAP, message)
-        })
+        let Err(gap) = judge(&evidence) else { return Ok(()) };
+        let owner = self.ties.name_of(record.owner);
+        let message = not_claimed(&record.name, (&owner, why, right), &gap);
+        let error = WireError::refuse(code::GAP, message);
+        // Whose gap it is: an edge that hears of it only here has no reason to suspect this router.
+        Err(error.with_detail(wire::encode_to_bytes(&self.location(record).await?)))
     }
 
     /// What the backend has of a vDisk.
@@ -213,6 +220,36 @@ pub(crate) fn held(logs: &[LogStatus]) -> Vec<Held> {
     logs.iter().map(|log| log.held.clone()).collect()
 }
 
+/// Why a vDisk isn't claimed: what is true of its owner, and what is missing here.
+fn not_claimed(
+    name: &str,
+    (owner, why, right): (&str, &str, Right),
+    gap: &impl std::fmt::Display,
+) -> String {
+    let of_owner = match right {
+        Right::ByState => why,
+        // It lives, and said so itself.
+        Right::Yielded => "it can't recover it either",
+    };
+    format!("vDisk {name} can't be taken from its owner {owner} ({of_owner}): {gap}")
+}
+
 fn nobody_listens(cause: &std::io::Error) -> bool {
     matches!(cause.kind(), std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::NotFound)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_said_of_an_owner_is_true_of_it() {
+        let text =
+            |right| not_claimed("demo", ("router-1", "its session is over", right), &"LSN 7");
+        let gone = "vDisk demo can't be taken from its owner router-1 (its session is over): LSN 7";
+        assert_eq!(text(Right::ByState), gone);
+        let yielded =
+            "vDisk demo can't be taken from its owner router-1 (it can't recover it either): LSN 7";
+        assert_eq!(text(Right::Yielded), yielded);
+    }
 }

@@ -94,7 +94,8 @@ pub mod code {
     pub const UNREADABLE: u16 = PROTOCOL_BASE + 9;
     /// Class Refuse: not attached, or the router restarted since; attach again.
     pub const NOT_ATTACHED: u16 = PROTOCOL_BASE + 10;
-    /// Class Refuse: recovery found a gap; an operator must decide (L7). The message says what is missing.
+    /// Class Refuse: recovery found a gap; an operator must decide (L7). The message says what is missing. Detail: of one
+    /// that isn't the owner and can't take the vDisk from it, [`super::Location`]; else none.
     pub const GAP: u16 = PROTOCOL_BASE + 11;
     /// Class Refuse: the name, size or state doesn't allow it; the message says why.
     pub const INVALID: u16 = PROTOCOL_BASE + 12;

@@ -90,6 +90,16 @@ impl Route {
         self.suspects.insert(address.to_owned());
     }
 
+    /// It answers that something of the vDisk is missing there. An owner that says so can't serve it, so whoever names it as
+    /// the owner is asked to take the vDisk (P19). Another router says along whose the vDisk is, and is as good as before.
+    pub fn has_gap(&mut self, address: &str, elsewhere: Option<&Location>) {
+        let is_other = |location: &&Location| location.owner.addresses.iter().all(|a| a != address);
+        match elsewhere.filter(is_other) {
+            Some(location) => self.told(location),
+            None => self.failed(address),
+        }
+    }
+
     /// Whether the owner doesn't answer at any of its addresses, as far as was seen.
     #[must_use]
     pub fn suspects(&self, location: &Location) -> bool {
@@ -195,6 +205,20 @@ mod tests {
         route.answered("owner");
         route.told(&location("owner", &["other", "third"]));
         assert_eq!(route.next_address(), "owner");
+    }
+
+    #[test]
+    fn p19_only_the_owners_gap_makes_it_suspect() {
+        let mut route = Route::new(vec!["s1".to_owned(), "s2".to_owned()]);
+        assert_eq!(route.next_address(), "s1");
+        route.has_gap("s1", Some(&location("owner", &["s1", "s2"])));
+        assert!(!route.suspects(&location("s1", &[])), "it may own the vDisk later, and serve it");
+        assert_eq!(route.next_address(), "owner");
+        route.has_gap("owner", None);
+        assert!(route.suspects(&location("owner", &[])));
+        route.answered("owner");
+        route.has_gap("owner", Some(&location("owner", &["s1"])));
+        assert!(route.suspects(&location("owner", &[])), "it owns the vDisk by its own word");
     }
 
     #[test]

@@ -178,6 +178,20 @@ async fn p19_an_owner_with_a_gap_is_contested_at_another_router() {
     edge.stop().await;
 }
 
+/// It found the owner gone, which is back since.
+#[tokio::test]
+async fn p19_a_gap_elsewhere_leads_to_the_owner() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| format!("unix:{}/{name}", dir.path().display());
+    let owner = FakeRouter::start(&at("owner"), &[("demo", 16 * MIB)]).await;
+    let other = owner.bystander(&at("other")).await;
+    owner.faults(|faults| faults.gap_elsewhere = true);
+    let edge = RunningEdge::start(dir.path(), "edge-1", &other, "failover_after = '1s'").await;
+    nbdsh(&edge.uri("demo"), "h.connect_uri(uri)\nh.pwrite(b'x', 5)\n").await;
+    assert_eq!(owner.counters(|counters| counters.contests), 0);
+    edge.stop().await;
+}
+
 /// h_20.
 #[tokio::test]
 async fn damaged_reads_are_asked_again_and_never_passed_on() {

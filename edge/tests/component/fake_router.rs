@@ -181,6 +181,8 @@ pub struct Faults {
     pub mute: bool,
     /// The owner misses something of its vDisks, until it is contested at another router.
     pub gap: bool,
+    /// Another router finds the owner gone, and can't take its vDisks.
+    pub gap_elsewhere: bool,
 }
 
 #[derive(Debug, Default)]
@@ -348,6 +350,10 @@ impl Service for Router {
                 state.counters.contests += 1;
                 state.faults.gap = false;
                 Ok(wire::encode_to_bytes(&()))
+            }
+            (Part::Bystander, method::ATTACH) if state.faults.gap_elsewhere => {
+                let error = refuse(code::GAP, "its owner's session is over");
+                Err(error.with_detail(state.elsewhere().detail))
             }
             (Part::Bystander, _) => Err(state.elsewhere()),
             (Part::Owner, method::ATTACH) if state.faults.gap => {

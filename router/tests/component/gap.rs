@@ -42,6 +42,7 @@ fn with_a_gap(state: DtlState) -> (World, Router, Router, Disk) {
     let owner = world.start();
     let gap = owner.until_settled("demo");
     assert_eq!(gap.code, code::GAP, "{gap}");
+    assert!(gap.detail.is_empty(), "its own");
     (world, owner, other, disk)
 }
 
@@ -118,6 +119,8 @@ fn l7_an_owner_with_a_gap_keeps_its_vdisk_from_who_reaches_no_more() {
         for _ in 0..3 {
             let refused = until_unrefuted(&world, &disk, &other).unwrap_err();
             assert_eq!((refused.class, refused.code), (ErrorClass::Refuse, code::GAP), "{refused}");
+            let true_of_it = ["can't recover it either", "an edge has no service from it"];
+            assert!(true_of_it.iter().any(|text| refused.message.contains(text)), "{refused}");
         }
         assert_eq!(world.vdisk("demo").owner, world.id_of("router-1"));
         assert_eq!(owner.try_show("demo").unwrap_err().code, code::GAP);

@@ -3,7 +3,7 @@
 //! The edge of these tests replays nothing: what was acknowledged under a `sync` DTL must be there without it.
 
 use wire::dtl::DtlMode;
-use wire::router::{AttachMode, Durability, code};
+use wire::router::{AttachMode, Durability, Location, code};
 use wire::{ErrorClass, WireError};
 
 use crate::support::{Disk, Held, Router, World};
@@ -110,6 +110,9 @@ fn l7_what_cant_be_claimed_without_loss_stays_with_its_owner_and_says_what_is_mi
     let gap = disk.try_reattach(&other).unwrap_err();
     assert_eq!(gap.code, code::GAP, "{gap}");
     assert!(gap.message.contains("InSync") && gap.message.contains("LSN 0"), "{gap}");
+    // Who asks hears whose gap it is.
+    let location: Location = wire::decode_all(gap.detail).unwrap();
+    assert_eq!(location.owner.router, world.id_of("router-1"));
     let owner: Router = world.start();
     disk.reattach(&owner);
     disk.check_all();
