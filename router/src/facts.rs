@@ -12,6 +12,7 @@ use arakoon_client::{
 use bytes::Bytes;
 use model::{Incarnation, Revision, RouterId, VdiskId};
 use router_core::rebalance::near_edge;
+use tokio::time::Instant;
 use wire::WireError;
 use wire::dtl::DtlMode;
 use wire::facts::{
@@ -81,6 +82,13 @@ impl Facts {
     #[must_use]
     pub fn new(client: &ArakoonClient) -> Self {
         Self { client: client.with_deadline(PATIENCE) }
+    }
+
+    /// What is asked for after this isn't begun any more.
+    #[must_use]
+    pub fn until(&self, end: Option<Instant>) -> Self {
+        let left = end.map_or(PATIENCE, |end| end.saturating_duration_since(Instant::now()));
+        Self { client: self.client.with_deadline(left.min(PATIENCE)) }
     }
 
     async fn get<T: Record>(&self, key: Bytes) -> Result<Option<Read<T>>, FactsError> {
@@ -236,6 +244,20 @@ impl Facts {
     ) -> Result<(), FactsError> {
         let (old, new) = (Some(old.bytes.clone()), Some(new.to_record()));
         self.client.compare_and_set(key::vdisk_dtl(vdisk), old, new).await?;
+        Ok(())
+    }
+
+    /// The record is still as it was read, and the vDisk this owner's at this epoch: nothing changes.
+    pub async fn confirm_dtl(
+        &self,
+        owner: &Read<VdiskRecord>,
+        dtl: &Read<DtlRecord>,
+    ) -> Result<(), FactsError> {
+        let vdisk = owner.value.vdisk;
+        let confirmed = Transaction::new()
+            .assert_value(key::vdisk(vdisk), owner.bytes.clone())
+            .assert_value(key::vdisk_dtl(vdisk), dtl.bytes.clone());
+        self.client.commit(confirmed).await?;
         Ok(())
     }
 

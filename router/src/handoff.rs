@@ -421,6 +421,15 @@ pub(crate) enum Halt {
     Unknown(FactsError),
 }
 
+impl Halt {
+    pub(crate) fn into_error(self) -> WireError {
+        match self {
+            Self::Before(error) => error,
+            Self::Unknown(error) => error.to_wire(),
+        }
+    }
+}
+
 impl From<WireError> for Halt {
     fn from(error: WireError) -> Self {
         Self::Before(error)

@@ -10,6 +10,9 @@
 //! when it isn't known whether the record changed, the vDisk is opened anew, and that claim finds it changed or makes the
 //! change impossible. From the first waiting request on nothing is read by the old right (P16).
 //!
+//! Nothing is proposed after the deadline of whoever asked: who was told that it may not have come about looks, and finds
+//! what stays so.
+//!
 //! Invariant: a record of another regime is committed only while nothing of the vDisk lies outside the backend, and nobody
 //! shares it who may not (P5).
 
@@ -21,6 +24,7 @@ use model::{Epoch, VdiskId};
 use router_core::contest::is_spared;
 use router_core::dtl::mode::{Change as Way, change, record_after};
 use runtime::clock::boot_now;
+use tokio::time::Instant;
 use wire::common::Severity;
 use wire::dtl::{DtlMode, TARGETS_MAX};
 use wire::facts::{AttachmentMode, AttachmentsRecord, DtlRecord, VdiskRecord, key};
@@ -54,6 +58,18 @@ fn unchanged(why: &str) -> WireError {
     WireError::retry(code::UNCHANGED, format!("not changed: {why}"))
 }
 
+/// When the caller gives up; `None`: never.
+type Until = Option<Instant>;
+
+/// # Errors
+/// When nobody waits for it any more: it is too late to begin.
+fn in_time(until: Until) -> Result<(), WireError> {
+    if until.is_some_and(|until| until <= Instant::now()) {
+        return Err(unchanged("whoever asked for it has given up"));
+    }
+    Ok(())
+}
+
 fn wire_error(error: &FactsError) -> WireError {
     error.to_wire()
 }
@@ -78,13 +94,14 @@ impl Router {
         self: &Arc<Self>,
         vdisk: VdiskId,
         set: &SetVdisk,
+        until: Until,
     ) -> Result<VdiskInfo, WireError> {
         if set.dtl.is_none() && set.dtl_targets.is_none() {
             return Err(invalid("nothing is to be set"));
         }
         self.wait_served(vdisk).await?;
         let (epoch, now) = self.begin_change(vdisk)?;
-        let changed = self.change_to(vdisk, now, set).await;
+        let changed = self.change_to((vdisk, now), set, until).await;
         if let Ok(serving) = self.state().serving(vdisk)
             && serving.core.epoch() == epoch
         {
@@ -97,9 +114,9 @@ impl Router {
 
     async fn change_to(
         self: &Arc<Self>,
-        vdisk: VdiskId,
-        now: DtlMode,
+        (vdisk, now): (VdiskId, DtlMode),
         set: &SetVdisk,
+        until: Until,
     ) -> Result<(), WireError> {
         let mode = set.dtl.unwrap_or(now);
         if let Some(count) = set.dtl_targets {
@@ -111,12 +128,18 @@ impl Router {
             if mode == DtlMode::NoTarget {
                 return Err(invalid("without a DTL there are no targets of it"));
             }
-            self.set_targets(vdisk, count).await?;
+            self.set_targets(vdisk, count, until).await?;
         }
         match change(now, mode) {
+            Way::Nothing if set.dtl.is_some() && mode != DtlMode::NoTarget => {
+                // An earlier try may have ended without knowing what arakoon's record says now.
+                let owner = self.state().serving(vdisk)?.record.clone();
+                self.record_mode(&owner, mode, until).await.map_err(Halt::into_error)?;
+                self.mode_is_recorded(&owner, mode)?;
+            }
             Way::Nothing => {}
-            Way::InPlace => self.set_in_place(vdisk, mode).await?,
-            Way::ThroughBackend => self.set_through_backend(vdisk, mode).await?,
+            Way::InPlace => self.set_in_place(vdisk, mode, until).await?,
+            Way::ThroughBackend => self.set_through_backend(vdisk, mode, until).await?,
         }
         if now != mode {
             let text = format!("from {} to {}", name(now), name(mode));
@@ -143,9 +166,10 @@ impl Router {
         Ok((serving.core.epoch(), mode))
     }
 
-    async fn set_targets(&self, vdisk: VdiskId, count: u8) -> Result<(), WireError> {
+    async fn set_targets(&self, vdisk: VdiskId, count: u8, until: Until) -> Result<(), WireError> {
         let owner = self.state().serving(vdisk)?.record.clone();
-        match self.facts.change_dtl_wish(&owner, count).await {
+        in_time(until)?;
+        match self.facts.until(until).change_dtl_wish(&owner, count).await {
             Ok(()) => {}
             Err(error) if error.is_conflict() => {
                 self.read_record_again(&owner).await?;
@@ -167,7 +191,9 @@ impl Router {
         self: &Arc<Self>,
         vdisk: VdiskId,
         mode: DtlMode,
+        until: Until,
     ) -> Result<(), WireError> {
+        in_time(until)?;
         let (owner, before) = {
             let mut state = self.state();
             let serving = state.serving(vdisk)?;
@@ -181,22 +207,33 @@ impl Router {
             }
             (serving.record.clone(), before)
         };
-        if mode != DtlMode::Sync
-            && let Err(error) = self.shut_out_sharers(&owner, mode).await
-        {
-            let mut state = self.state();
-            let serving = state.serving(vdisk)?;
-            if let Some(protection) = &mut serving.protection
-                && serving.core.epoch() == owner.epoch
-            {
-                // Arakoon's record says the same as before.
-                protection.mode = before;
+        let recorded = async {
+            if mode != DtlMode::Sync {
+                self.shut_out_sharers(&owner, mode, until).await?;
             }
-            return Err(error);
+            self.record_mode(&owner, mode, until).await
+        };
+        match recorded.await {
+            Ok(()) => self.mode_is_recorded(&owner, mode),
+            Err(Halt::Before(error)) => {
+                let mut state = self.state();
+                let serving = state.serving(vdisk)?;
+                if let Some(protection) = &mut serving.protection
+                    && serving.core.epoch() == owner.epoch
+                {
+                    // Arakoon's record says the same as before.
+                    protection.mode = before;
+                }
+                Err(error)
+            }
+            Err(Halt::Unknown(error)) => Err(wire_error(&error)),
         }
-        self.record_mode(&owner, mode).await?;
+    }
+
+    /// It is acknowledged accordingly from now on.
+    fn mode_is_recorded(&self, owner: &VdiskRecord, mode: DtlMode) -> Result<(), WireError> {
         let mut state = self.state();
-        let serving = state.serving(vdisk)?;
+        let serving = state.serving(owner.vdisk)?;
         match &mut serving.protection {
             Some(protection) if serving.core.epoch() == owner.epoch => protection.set_mode(mode),
             Some(_) | None => return Err(unchanged("the vDisk was opened anew meanwhile")),
@@ -209,11 +246,13 @@ impl Router {
         self: &Arc<Self>,
         owner: &VdiskRecord,
         mode: DtlMode,
+        until: Until,
     ) -> Result<(), WireError> {
         for _ in 0..TRIES {
             let read = self.facts.attachments(owner.vdisk).await;
             let (old, bytes) = read.map_err(|error| wire_error(&error))?;
             unshared(&old, mode)?;
+            in_time(until)?;
             let last_generation = old.last_generation.next();
             let new = AttachmentsRecord { last_generation, ..old };
             match self.change(owner, bytes, new).await? {
@@ -224,34 +263,50 @@ impl Router {
         Err(unchanged("others keep changing the attachments"))
     }
 
-    async fn record_mode(&self, owner: &VdiskRecord, mode: DtlMode) -> Result<(), WireError> {
+    /// Arakoon's record says so, and said so under this owner's epoch: also where it says so already, a transaction
+    /// asserts that. What was only read may be an earlier owner's word, or be replaced by a claim before it is acted on (P10).
+    async fn record_mode(
+        &self,
+        owner: &VdiskRecord,
+        mode: DtlMode,
+        until: Until,
+    ) -> Result<(), Halt> {
         for _ in 0..TRIES {
+            let read = self.facts.vdisk(owner.vdisk).await.map_err(|error| wire_error(&error))?;
+            let same = |now: &VdiskRecord| (now.owner, now.epoch) == (owner.owner, owner.epoch);
+            let claimed = || unchanged("another owner has claimed it");
+            let vdisk = read.filter(|read| same(&read.value)).ok_or_else(claimed)?;
             let read = self.facts.dtl(owner.vdisk).await.map_err(|error| wire_error(&error))?;
-            let read = read.filter(|read| read.value.epoch == owner.epoch);
-            let read = read.ok_or_else(|| unchanged("another owner has claimed it"))?;
-            if read.value.mode == mode {
-                return Ok(());
-            }
-            // The owner's own proposals change the same record.
-            let new = DtlRecord { mode, ..read.value.clone() };
-            match self.facts.change_dtl(owner.vdisk, &read, &new).await {
+            let read = read.filter(|read| read.value.epoch == owner.epoch).ok_or_else(claimed)?;
+            in_time(until)?;
+            let facts = self.facts.until(until);
+            let recorded = if read.value.mode == mode {
+                facts.confirm_dtl(&vdisk, &read).await
+            } else {
+                // The owner's own proposals change the same record.
+                let new = DtlRecord { mode, ..read.value.clone() };
+                facts.change_dtl(owner.vdisk, &read, &new).await
+            };
+            match recorded {
                 Ok(()) => return Ok(()),
                 Err(error) if error.is_conflict() => {}
-                Err(error) => return Err(wire_error(&error)),
+                Err(error) => return Err(Halt::Unknown(error)),
             }
         }
-        Err(unchanged("its record keeps changing"))
+        Err(unchanged("its record keeps changing").into())
     }
 
     async fn set_through_backend(
         self: &Arc<Self>,
         vdisk: VdiskId,
         mode: DtlMode,
+        until: Until,
     ) -> Result<(), WireError> {
         if mode != DtlMode::NoTarget && self.lease.current().is_none() {
             return Err(unchanged("this router has no session in arakoon"));
         }
         self.send_most(vdisk, unchanged).await?;
+        in_time(until)?;
         let epoch = {
             let mut state = self.state();
             let serving = state.serving(vdisk)?;
@@ -268,7 +323,7 @@ impl Router {
             }
             serving.core.epoch()
         };
-        let (outcome, why) = match self.change_regime(vdisk, mode).await {
+        let (outcome, why) = match self.change_regime(vdisk, mode, until).await {
             Ok(()) => (Ok(()), "its DTL has changed, and it is opened anew".to_owned()),
             Err(Halt::Before(error)) => {
                 if let Ok(serving) = self.state().serving(vdisk)
@@ -304,8 +359,10 @@ impl Router {
     }
 
     /// Requests wait.
-    async fn change_regime(&self, vdisk: VdiskId, mode: DtlMode) -> Result<(), Halt> {
-        let drained = self.drained(vdisk, FROZEN_MAX, unchanged).await;
+    async fn change_regime(&self, vdisk: VdiskId, mode: DtlMode, until: Until) -> Result<(), Halt> {
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+        let frozen_max = left.unwrap_or(FROZEN_MAX).min(FROZEN_MAX);
+        let drained = self.drained(vdisk, frozen_max, unchanged).await;
         if drained.is_err()
             && let Ok(serving) = self.state().serving(vdisk)
         {
@@ -322,12 +379,14 @@ impl Router {
         let new = VdiskRecord { epoch, log_id: 0, ..read.value.clone() };
         // Nobody has been let in to share it since.
         let also = Transaction::new().assert_is(key::attachments(vdisk), attached);
+        in_time(until)?;
+        let facts = self.facts.until(until);
         let changed = match &former {
             Some(former) => {
                 let change = Change { vdisk: (&read, new), dtl: Some((former, dtl)) };
-                self.facts.change(change, also).await
+                facts.change(change, also).await
             }
-            None => self.facts.first_dtl((&read, new), &dtl, also).await,
+            None => facts.first_dtl((&read, new), &dtl, also).await,
         };
         match changed {
             Ok(_) => Ok(()),

@@ -334,8 +334,9 @@ impl Server {
             }
             method::SET_VDISK => {
                 let set: SetVdisk = checked!(responder, request.decode());
+                let until = request.deadline;
                 spawn(responder, async move {
-                    router.set_vdisk(router.owned_by_name(&set.name).await?, &set).await
+                    router.set_vdisk(router.owned_by_name(&set.name).await?, &set, until).await
                 });
             }
             method::SHOW_VDISK => {

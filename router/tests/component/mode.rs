@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use model::EdgeId;
 use wire::dtl::{DtlMode, DtlState};
-use wire::facts::{AttachmentMode, AttachmentRecord, AttachmentsRecord, DtlRecord, Record, key};
+use wire::facts::{
+    AttachmentMode, AttachmentRecord, AttachmentsRecord, DtlRecord, Record, VdiskRecord, key,
+};
 use wire::router::{AttachMode, Durability, SetVdisk, VdiskInfo, code, method};
 use wire::{ErrorClass, WireError};
 
@@ -361,6 +363,85 @@ fn what_doesnt_go_together_or_cant_be_now_changes_nothing_and_says_why() {
     assert_eq!((world.vdisk("demo").epoch, record(&world)), (before.epoch, None));
     owner.stop();
     other.stop();
+}
+
+/// Of an owner that has tried.
+fn until_tried(owner: &Router) {
+    let start = Instant::now();
+    loop {
+        // Refused for itself, as soon as no other change is under way.
+        let ask = setting(None, Some(0));
+        let refused = owner.call::<_, VdiskInfo>(method::SET_VDISK, &ask).unwrap_err();
+        if refused.code == code::INVALID {
+            return;
+        }
+        assert!(start.elapsed() < WITHIN, "{refused}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn nothing_is_changed_after_whoever_asked_gave_up() {
+    use DtlMode::{Async, NoTarget, Sync};
+    for (from, to) in [(NoTarget, Sync), (Sync, NoTarget), (Sync, Async), (Async, Sync)] {
+        let world = World::new().with_cables();
+        let (owner, other) = (world.start(), world.start_other());
+        owner.try_create_with("demo", MIB, "default", Some(from)).unwrap();
+        let mut disk = Disk::attach(&owner, "demo");
+        if from != NoTarget {
+            owner.until_in_sync("demo");
+        }
+        write_some(&mut disk, 1);
+        let known = || (world.vdisk("demo"), record(&world), attachments(&world));
+        let before = known();
+        // It asks arakoon for what it decides by, and hears too late.
+        world.cables().arakoon.hold(Held { requests: true, answers: true });
+        let patience = Duration::from_millis(500);
+        let asked = owner
+            .call_briefly::<_, VdiskInfo>((method::SET_VDISK, patience), &setting(Some(to), None));
+        assert!(asked.is_none_or(|answer| answer.is_err()), "{from:?} to {to:?}");
+        world.cables().arakoon.mend();
+        until_tried(&owner);
+        assert_eq!(known(), before, "{from:?} to {to:?}");
+        disk.reattach(&owner);
+        disk.check_all();
+        // Asked by who waits, it comes about.
+        set(&owner, to);
+        assert_eq!(recorded(&world), to);
+        owner.stop();
+        other.stop();
+    }
+}
+
+/// As when an earlier try came about, and its answer was lost.
+#[test]
+fn p10_what_arakoon_says_already_is_confirmed_under_the_owners_epoch() {
+    let (world, owner, other, _disk) = served_as(DtlMode::Async);
+    let vdisk = world.vdisk("demo").vdisk;
+    let row = key::vdisk_dtl(vdisk);
+    let came_about = || {
+        let record = DtlRecord { mode: DtlMode::Sync, ..record(&world).unwrap() };
+        world.arakoon.set(row.clone(), record.to_record());
+    };
+    came_about();
+    try_set(&owner, DtlMode::Sync).unwrap();
+    assert_eq!((recorded(&world), &shown(&owner)[..]), (DtlMode::Sync, "sync"));
+    set(&owner, DtlMode::Async);
+    // Now it is claimed between the look and the confirmation.
+    came_about();
+    let (claimed, of_dtl) = (key::vdisk(vdisk), row.clone());
+    world.arakoon.before_asserting(row, move |store| {
+        let record = VdiskRecord::from_record(store.map[&claimed].clone()).unwrap();
+        let dtl = DtlRecord::from_record(store.map[&of_dtl].clone()).unwrap();
+        let epoch = record.epoch.next();
+        store.map.insert(claimed, VdiskRecord { epoch, ..record }.to_record());
+        store.map.insert(of_dtl, DtlRecord { epoch, ..dtl }.to_record());
+    });
+    let refused = try_set(&owner, DtlMode::Sync).unwrap_err();
+    assert_eq!((refused.class, refused.code), (ErrorClass::Retry, code::UNCHANGED), "{refused}");
+    assert!(refused.message.contains("claimed"), "{refused}");
+    owner.kill();
+    other.kill();
 }
 
 /// How many targets the record names, once they have everything.

@@ -371,6 +371,22 @@ impl Router {
         })
     }
 
+    /// Asks, and gives up when there is no answer within this; `None` then.
+    pub fn call_briefly<Q: Encode, A: Decode>(
+        &self,
+        (method, patience): (u16, Duration),
+        body: &Q,
+    ) -> Option<Result<A, WireError>> {
+        self.calls.block_on(async {
+            match self.client.call(method, body, Call::within(patience)).await {
+                Ok((answer, _)) => Some(Ok(answer)),
+                Err(CallError::Refused(error)) => Some(Err(error)),
+                Err(CallError::Timeout { .. }) => None,
+                Err(error) => panic!("{error}"),
+            }
+        })
+    }
+
     /// Until arakoon was read and the vDisk decided: served, or refused for good.
     pub fn until_settled(&self, name: &str) -> WireError {
         let start = Instant::now();

@@ -29,6 +29,8 @@ pub struct FakeArakoon {
     store: Mutex<Store>,
     /// What happens right before the next transaction that sets this key.
     before: Mutex<Option<(Bytes, Interference)>>,
+    /// The same of the next one that asserts this key's value.
+    before_asserting: Mutex<Option<(Bytes, Interference)>>,
     late: Mutex<Late>,
 }
 
@@ -59,6 +61,15 @@ impl FakeArakoon {
         *self.before.lock().unwrap() = Some((key, Box::new(interference)));
     }
 
+    /// Somebody is quicker than the next transaction that asserts what `key` is.
+    pub fn before_asserting(
+        &self,
+        key: Bytes,
+        interference: impl FnOnce(&mut Store) + Send + 'static,
+    ) {
+        *self.before_asserting.lock().unwrap() = Some((key, Box::new(interference)));
+    }
+
     /// The next transaction that sets `key` is carried out, and its answer comes when it is let go.
     pub fn hold_answer(&self, key: Bytes) {
         self.late.lock().unwrap().wanted = Some(key);
@@ -86,6 +97,10 @@ impl FakeArakoon {
         if let Some((_, interference)) = before.take_if(|(key, _)| sets(transaction, key)) {
             interference(store);
         }
+        let mut before = self.before_asserting.lock().unwrap();
+        if let Some((_, interference)) = before.take_if(|(key, _)| asserts(transaction, key)) {
+            interference(store);
+        }
     }
 
     pub fn session(&self, id: &Bytes) -> Option<Incarnation> {
@@ -100,6 +115,12 @@ impl FakeArakoon {
 fn sets(transaction: &Transaction, wanted: &Bytes) -> bool {
     let of = |update: &Update| matches!(update, Update::Set { key, .. } if key == wanted);
     transaction.updates.iter().any(of)
+}
+
+fn asserts(transaction: &Transaction, wanted: &Bytes) -> bool {
+    let of =
+        |assertion: &Assertion| matches!(assertion, Assertion::Value { key, .. } if key == wanted);
+    transaction.assertions.iter().any(of)
 }
 
 impl Store {
