@@ -32,6 +32,9 @@ goes, and rather not to the router that keeps the second copy of their log. Drai
 routers are left alone, full ones are given none. A vDisk never gets farther from an edge that is
 named. Requests to a vDisk wait for a moment while it is handed over.
 
+By writes or load a vDisk is handed over only where that makes routers clearly more alike: idle ones
+stay. Load is what was asked lately, requests and bytes, as `vdisk show` has it.
+
 Routers do this by themselves, one step at a time, if their configuration says `rebalance_every_ms`.
 
 Examples:

@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use model::{ByteRange, CLUSTER_SIZE, Epoch, Lsn, VdiskId};
 use router_core::checkpoint::{self, Checkpoint};
+use router_core::demand::Demand;
 use runtime::clock::boot_now;
 use runtime::random::jitter;
 use wire::dtl::{DtlFacts, DtlMode, DtlState};
@@ -390,7 +391,7 @@ impl Router {
             concat!(
                 r#"{{"state":"{}","head_lsn":{},"last_lsn":{},"flushed_lsn":{},"committed_lsn":{},"#,
                 r#""pending_bytes":{},"log_pinned_bytes":{},"attachments":[{}],"objects":{},"backend":{},"#,
-                r#""dtl":{},"map_followed":{},"#,
+                r#""dtl":{},"map_followed":{},"demand":{},"#,
                 r#""mapped_bytes":{},"map_digest":"{:016x}","units":{},"checkpoint":{}}}"#
             ),
             state_name,
@@ -405,6 +406,7 @@ impl Router {
             backend,
             serving.protection.as_ref().map_or_else(|| r#"{"mode":"none"}"#.to_owned(), dtl_json),
             serving.map_followed,
+            demand_json(&serving.demand, self.config.damping),
             map.totals.mapped * CLUSTER_SIZE,
             map.totals.digest,
             core.units(),
@@ -513,6 +515,16 @@ fn dtl_json(protection: &Protection) -> String {
     format!(
         r#"{{"mode":"{mode}","dtl_state":"{state}","generation":{generation},"floor_lsn":{floor},"wanted_targets":{wish},"targets":[{}]}}"#,
         targets.join(",")
+    )
+}
+
+/// What is asked of it, damped.
+fn demand_json(demand: &Demand, damping: Duration) -> String {
+    let rate = demand.rate();
+    let (whole, part) = (rate.millirequests / 1000, rate.millirequests % 1000);
+    let (bytes, load, known) = (rate.bytes, rate.load(), demand.is_known(damping));
+    format!(
+        r#"{{"requests_per_s":{whole}.{part:03},"bytes_per_s":{bytes},"load":{load},"load_known":{known}}}"#
     )
 }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use model::{ByteSize, DomainPath};
-use router_core::rebalance::Limits;
+use router_core::rebalance::{Limits, Measure};
 use runtime::config::{ArakoonSection, ConfigError, NodeEntry, Parsed, TlsSection, load};
 use runtime::endpoint::Endpoint;
 use serde::Deserialize;
@@ -49,11 +49,17 @@ proxies = ["127.0.0.1:7200", "127.0.0.1:7201"]
 # scos_in_flight = 3
 # How long a stop waits for the backend to take what is pending.
 # drain_timeout_ms = 15000
-# Hand vDisks to routers that own fewer, looking this often; default: never by itself. Say the same at every router.
+# Hand vDisks to routers that carry less, looking this often; default: never by itself. Say the same at every router.
 # rebalance_every_ms = 60000
-# Leave differences up to this many vDisks, and move at most so many in one round.
+# What a router carries: the "number" of its vDisks, or its "load": what is asked of them, requests and bytes.
+# rebalance_by = "number"
+# By number: leave differences up to this many vDisks, and move at most so many in one round.
 # rebalance_slack = 2
 # rebalance_moves = 1
+# By load: leave a vDisk where it is for so long after it was moved or opened.
+# rebalance_rest_ms = 600000
+# Over about this time what is asked of a vDisk is averaged.
+# rebalance_damping_ms = 120000
 
 [arakoon]
 [[arakoon.nodes]]
@@ -85,10 +91,20 @@ struct RawConfig {
     scos_in_flight: Option<usize>,
     drain_timeout_ms: Option<u64>,
     rebalance_every_ms: Option<u64>,
+    rebalance_by: Option<RawMeasure>,
     rebalance_slack: Option<u64>,
     rebalance_moves: Option<usize>,
+    rebalance_rest_ms: Option<u64>,
+    rebalance_damping_ms: Option<u64>,
     arakoon: ArakoonSection,
     tls: Option<TlsSection>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum RawMeasure {
+    Number,
+    Load,
 }
 
 /// A configuration whose every value is legal.
@@ -120,6 +136,8 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// `None`: never by itself.
     pub balancing: Option<Balancing>,
+    /// What is asked of vDisks is averaged over about so long.
+    pub damping: Duration,
     pub arakoon: Vec<NodeEntry>,
     pub tls: Option<TlsSection>,
 }
@@ -157,6 +175,23 @@ impl RawConfig {
         if !(1..=64).contains(&moves_max) {
             return Err(("rebalance_moves", format!("{moves_max} isn't between 1 and 64")));
         }
+        let rest_ms = self.rebalance_rest_ms.unwrap_or(600_000);
+        if 86_400_000 < rest_ms {
+            return Err(("rebalance_rest_ms", format!("{rest_ms} isn't between 0 and 86400000")));
+        }
+        let alike = match self.rebalance_by {
+            None | Some(RawMeasure::Number) => Measure::Number,
+            Some(RawMeasure::Load) => Measure::Load,
+        };
+        // One vDisk moves at a time, and what is worth a move doesn't depend on who runs the cluster.
+        let meant = [
+            ("rebalance_slack", self.rebalance_slack.is_some(), Measure::Number),
+            ("rebalance_moves", self.rebalance_moves.is_some(), Measure::Number),
+            ("rebalance_rest_ms", self.rebalance_rest_ms.is_some(), Measure::Load),
+        ];
+        if let Some((key, ..)) = meant.iter().find(|(_, said, by)| *said && *by != alike) {
+            return Err((*key, "it isn't heeded with what `rebalance_by` says".to_owned()));
+        }
         let Some(every_ms) = self.rebalance_every_ms else { return Ok(None) };
         if !(100..=86_400_000).contains(&every_ms) {
             return Err((
@@ -164,8 +199,22 @@ impl RawConfig {
                 format!("{every_ms} isn't between 100 and 86400000"),
             ));
         }
-        let limits = Limits { moves_max, slack: self.rebalance_slack.unwrap_or(2) };
-        Ok(Some(Balancing { every: Duration::from_millis(every_ms), limits }))
+        let slack = match alike {
+            Measure::Number => self.rebalance_slack.unwrap_or(2),
+            Measure::Load => 0,
+        };
+        let limits = Limits { moves_max, slack, alike };
+        let (every, rest) = (Duration::from_millis(every_ms), Duration::from_millis(rest_ms));
+        Ok(Some(Balancing { every, limits, rest }))
+    }
+
+    fn damping(&self) -> Result<Duration, (&'static str, String)> {
+        let damping_ms = self.rebalance_damping_ms.unwrap_or(120_000);
+        if !(500..=3_600_000).contains(&damping_ms) {
+            let problem = format!("{damping_ms} isn't between 500 and 3600000");
+            return Err(("rebalance_damping_ms", problem));
+        }
+        Ok(Duration::from_millis(damping_ms))
     }
 
     fn maps(&self) -> Result<Maps, (&'static str, String)> {
@@ -186,7 +235,7 @@ impl RawConfig {
     }
 
     fn check(self) -> Result<Config, (&'static str, String)> {
-        let balancing = self.balancing()?;
+        let (balancing, damping) = (self.balancing()?, self.damping()?);
         let Maps { follow, checkpoint_every, part_size } = self.maps()?;
         let bytes =
             |value: Option<Parsed<ByteSize>>, default: u64| value.map_or(default, |v| v.0.0);
@@ -247,6 +296,7 @@ impl RawConfig {
             sco_size,
             scos_in_flight,
             balancing,
+            damping,
             drain_timeout: Duration::from_millis(self.drain_timeout_ms.unwrap_or(15_000)),
             arakoon: self.arakoon.nodes,
             tls: self.tls,
@@ -285,6 +335,11 @@ mod tests {
             ("map_part_size = \"4KiB\"", "map_part_size"),
             ("rebalance_every_ms = 5", "rebalance_every_ms"),
             ("rebalance_moves = 0", "rebalance_moves"),
+            ("rebalance_by = \"luck\"", "rebalance_by"),
+            ("rebalance_by = \"load\"\nrebalance_moves = 2", "rebalance_moves"),
+            ("rebalance_by = \"load\"\nrebalance_slack = 2", "rebalance_slack"),
+            ("rebalance_rest_ms = 60000", "rebalance_rest_ms"),
+            ("rebalance_damping_ms = 1", "rebalance_damping_ms"),
             ("sko_size = \"1MiB\"", "sko_size"),
             ("read_cache = \"lots\"", "read_cache"),
         ] {

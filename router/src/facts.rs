@@ -16,8 +16,8 @@ use tokio::time::Instant;
 use wire::WireError;
 use wire::dtl::DtlMode;
 use wire::facts::{
-    AttachmentsRecord, ContestRecord, DtlRecord, DtlTargets, LossRecord, MaintenanceRecord, Record,
-    RouterLoad, RouterRecord, VdiskRecord, VpoolDtl, VpoolRecord, key,
+    AttachmentsRecord, ContestRecord, DtlRecord, DtlTargets, LossRecord, MaintenanceRecord,
+    RebalanceTurn, Record, RouterLoad, RouterRecord, VdiskRecord, VpoolDtl, VpoolRecord, key,
 };
 use wire::router::code;
 
@@ -222,6 +222,33 @@ impl Facts {
     pub async fn tell_load(&self, router: RouterId, load: &RouterLoad) -> Result<(), FactsError> {
         let told = Transaction::new().set(key::router_load(router), load.to_record());
         self.client.commit(told).await?;
+        Ok(())
+    }
+
+    /// Who hands a vDisk over for the sake of load now, or began to.
+    pub async fn rebalance_turn(&self) -> Result<Option<Read<RebalanceTurn>>, FactsError> {
+        self.get(key::rebalance_turn()).await
+    }
+
+    /// Fails when somebody else was quicker, or the session is over.
+    pub async fn take_turn(
+        &self,
+        old: Option<Read<RebalanceTurn>>,
+        turn: &RebalanceTurn,
+    ) -> Result<(), FactsError> {
+        let key = key::rebalance_turn();
+        let taken = Transaction::new()
+            .assert_is(&key, old.map(|read| read.bytes))
+            .assert_session_lives(key::router_session(turn.router), turn.incarnation)
+            .set(&key, turn.to_record());
+        self.client.commit(taken).await?;
+        Ok(())
+    }
+
+    pub async fn end_turn(&self, turn: &RebalanceTurn) -> Result<(), FactsError> {
+        let key = key::rebalance_turn();
+        let ended = Transaction::new().assert_value(&key, turn.to_record()).delete(&key);
+        self.client.commit(ended).await?;
         Ok(())
     }
 

@@ -1,7 +1,10 @@
-//! Tells the other routers, through arakoon, what this one carries and could still take.
+//! Tells the other routers what this one carries and could still take: through arakoon what changes seldom, and to those
+//! that ask what is asked of its vDisks.
 
 use router_core::load::{self, Carries};
+use router_core::rebalance::Measure;
 use wire::facts::RouterLoad;
+use wire::router::Carried;
 
 use crate::router::Router;
 use crate::state::Slot;
@@ -20,6 +23,31 @@ impl Router {
             Ok(()) => *told = Some(now),
             Err(error) => tracing::debug!(%error, "can't tell what is carried here"),
         }
+    }
+
+    /// What is asked of the vDisks here.
+    pub(crate) fn carried(&self) -> Carried {
+        let room = load::load(self.carries()).room;
+        let by_number =
+            self.config.balancing.is_some_and(|how| how.limits.alike == Measure::Number);
+        let mut carried = Carried { vdisks: 0, room, load: 0, is_known: true, by_number };
+        for slot in self.state().volumes.values() {
+            match slot {
+                Slot::Serving(serving) => {
+                    carried.vdisks += 1;
+                    carried.load = carried.load.saturating_add(serving.demand.rate().load());
+                    carried.is_known &= serving.demand.is_known(self.config.damping);
+                }
+                Slot::Opening => {
+                    carried.vdisks += 1;
+                    carried.is_known = false;
+                }
+                // Nothing can be asked of it.
+                Slot::Gap(_) => carried.vdisks += 1,
+                Slot::Fenced(_) | Slot::Elsewhere(_) | Slot::Deleting => {}
+            }
+        }
+        carried
     }
 
     fn carries(&self) -> Carries {

@@ -35,6 +35,8 @@ use crate::state::{Action, Ragged, State};
 
 /// How often a router that runs short looks for space by itself.
 const RELIEF_TICK: Duration = Duration::from_millis(200);
+/// How often at least what was asked of vDisks is folded into their rates.
+const FOLD_EVERY: Duration = Duration::from_secs(5);
 
 /// Everything a running router has.
 pub struct Router {
@@ -147,8 +149,10 @@ impl Router {
         }
     }
 
-    /// Looks after space until stopped, also when nobody writes.
+    /// Looks after space until stopped, also when nobody writes; and sees how much is asked.
     pub async fn relief_loop(self: Arc<Self>) {
+        let (damping, mut folded) = (self.config.damping, boot_now());
+        let fold_every = (damping / 16).min(FOLD_EVERY);
         let mut tick = tokio::time::interval(RELIEF_TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -158,6 +162,11 @@ impl Router {
             }
             let mut state = self.state();
             state.relieve();
+            let now = boot_now();
+            if fold_every <= now.since(folded) {
+                state.fold_demand(now, damping);
+                folded = now;
+            }
             let wake =
                 state.has_answers() || state.wants_sync() || state.log.file_wanted().is_some();
             drop(state);

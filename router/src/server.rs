@@ -61,7 +61,7 @@ fn check_io(
     peer: &Arc<Peer>,
     (vdisk, generation): (VdiskId, AttachmentGeneration),
     range: Option<ByteRange>,
-    changes: Access,
+    access: Access,
 ) -> Result<(), WireError> {
     let stopping = state.stopping;
     let serving = state.serving(vdisk)?;
@@ -69,14 +69,14 @@ fn check_io(
     if serving.handing_over {
         return Err(WireError::retry(code::RECOVERING, "the vDisk is being handed over"));
     }
-    if changes == Access::Change {
+    if access.changes() {
         if session.mode == AttachMode::ReadOnly {
             return Err(WireError::refuse(code::READ_ONLY, "the attachment is read-only"));
         }
         if stopping {
             return Err(WireError::retry(wire::error::code::STOPPING, "the router is stopping"));
         }
-    } else if !serving.awaiting.is_empty() && changes == Access::Look {
+    } else if !serving.awaiting.is_empty() && access.looks() {
         // P6: until every writer has replayed, what is here may be older than what was acknowledged.
         return Err(WireError::retry(code::RECOVERING, "waiting for attached edges to replay"));
     }
@@ -92,16 +92,35 @@ fn check_io(
                 format!("bytes {} to {} of a vDisk of {size}", range.start(), range.end());
             Err(WireError::refuse(code::OUT_OF_RANGE, message))
         }
-        Some(_) | None => Ok(()),
+        Some(_) | None => {
+            let moves = matches!(access, Access::Read | Access::Write);
+            let bytes = range.filter(|_| moves).map_or(0, ByteRange::len);
+            serving.demand.count(bytes);
+            Ok(())
+        }
     }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Access {
+    Read,
+    /// At what is mapped: moves no data.
     Look,
-    Change,
-    /// A flush: neither looks nor changes.
+    Write,
+    /// Changes a range of any length, and moves no data.
+    Unmap,
+    /// Neither looks nor changes.
     Flush,
+}
+
+impl Access {
+    const fn changes(self) -> bool {
+        matches!(self, Self::Write | Self::Unmap)
+    }
+
+    const fn looks(self) -> bool {
+        matches!(self, Self::Read | Self::Look)
+    }
 }
 
 fn bytes_at(offset: u64, len: u64) -> Result<ByteRange, WireError> {
@@ -164,14 +183,13 @@ impl Server {
 
     fn submit(&self, job: Job, peer: &Arc<Peer>) -> Answered {
         let mut actions = Vec::new();
+        let access = match job.kind {
+            JobKind::Write(..) => Access::Write,
+            JobKind::Unmap(_) => Access::Unmap,
+        };
         let mut state = self.router.state();
-        let checked = check_io(
-            &mut state,
-            peer,
-            (job.vdisk, job.generation),
-            Some(job.range),
-            Access::Change,
-        );
+        let checked =
+            check_io(&mut state, peer, (job.vdisk, job.generation), Some(job.range), access);
         if let Err(error) = checked {
             return Err((job.responder, error));
         }
@@ -213,7 +231,7 @@ impl Server {
                     &request.peer,
                     (read.vdisk, read.generation),
                     Some(range),
-                    Access::Look
+                    Access::Read
                 )
             );
         }
@@ -376,6 +394,7 @@ impl Server {
                 let list = router.events.list(&ask, router.identity.incarnation);
                 responder.reply(&list, Bytes::new());
             }
+            method::CARRIED => responder.reply(&router.carried(), Bytes::new()),
             method::LIST_MAPS => responder.reply(&router.map_copies(), Bytes::new()),
             method::READ_MAP => {
                 let ask: ReadMap = checked!(responder, request.decode());

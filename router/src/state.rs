@@ -14,6 +14,7 @@ mod requests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
 use model::{
@@ -23,6 +24,7 @@ use model::{
 use router_core::CLUSTER;
 use router_core::checkpoint::Course;
 use router_core::contest::Ruled;
+use router_core::demand::Demand;
 use router_core::log::pool::Batch;
 use router_core::log::{Found, Log, Scan};
 use router_core::range_lock::{RangeLock, Ticket};
@@ -188,6 +190,8 @@ pub struct Serving {
     /// Where the last read of this vDisk ended, and how many in a row were sequential.
     pub read_end: u64,
     pub read_streak: u32,
+    /// What is asked of it.
+    pub demand: Demand,
     /// The second copy of its log, if it has one.
     pub protection: Option<Protection>,
 }
@@ -228,6 +232,7 @@ impl Serving {
             objects,
             read_end: 0,
             read_streak: 0,
+            demand: Demand::new(boot_now()),
             protection: None,
             map_followed: 0,
             checkpoints: Course::new(u64::MAX),
@@ -486,6 +491,15 @@ impl State {
             }
             if let Some(lap) = dying {
                 copy_forward(serving, lap, &mut self.log, &mut self.batch);
+            }
+        }
+    }
+
+    /// What was asked of the vDisks since the last time goes into their rates.
+    pub fn fold_demand(&mut self, now: Now, damping: Duration) {
+        for slot in self.volumes.values_mut() {
+            if let Slot::Serving(serving) = slot {
+                serving.demand.fold(now, damping);
             }
         }
     }

@@ -163,8 +163,13 @@ fn spreads(cluster: &Cluster) -> anyhow::Result<()> {
         "{planned}"
     );
     let owners = || Ok::<_, anyhow::Error>((owner(cluster, "demo")?, owner(cluster, "second")?));
-    ensure!(owners()? == (from.clone(), from), "a plan moves nothing");
-    let done = cluster.json(&["router", "rebalance", "--by", "writes", "--max-moves", "3"])?;
+    ensure!(owners()? == (from.clone(), from.clone()), "a plan moves nothing");
+    for by in ["writes", "load"] {
+        let idle = cluster.json(&["router", "rebalance", "--by", by])?;
+        ensure!(idle["moved"].as_array().is_some_and(Vec::is_empty), "by {by}: {idle}");
+    }
+    ensure!(owners()?.0 == from, "nothing is asked of any that could make up for its move");
+    let done = cluster.json(&["router", "rebalance", "--max-moves", "3"])?;
     ensure!(done["moved"].as_array().is_some_and(|moved| moved.len() == 1), "{done}");
     let (demo, second) = owners()?;
     ensure!(demo != second, "both at {demo}");

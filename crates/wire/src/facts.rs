@@ -215,6 +215,15 @@ message! {
         pub log_used: u64,
     }
 
+    /// `rebalance-turn`: who hands a vDisk over for the sake of load now, while its session lives.
+    pub struct RebalanceTurn {
+        pub router: RouterId,
+        /// Of its session.
+        pub incarnation: Incarnation,
+        /// For people; nothing is decided by it.
+        pub vdisk: VdiskId,
+    }
+
     /// `router-maintenance/<id>`: an operator took the router out of service, over restarts too.
     pub struct MaintenanceRecord {
         /// For people; nothing is decided by it.
@@ -274,6 +283,7 @@ impl Record for ContestRecord {}
 impl Record for LossRecord {}
 impl Record for MaintenanceRecord {}
 impl Record for RouterLoad {}
+impl Record for RebalanceTurn {}
 
 impl LossRecord {
     /// One more; a record in arakoon stays small.
@@ -420,6 +430,11 @@ pub mod key {
     #[must_use]
     pub fn router_of_load(key: &[u8]) -> Option<RouterId> {
         str::from_utf8(key.strip_prefix(LOADS.as_bytes())?).ok()?.parse().ok()
+    }
+
+    #[must_use]
+    pub const fn rebalance_turn() -> Bytes {
+        Bytes::from_static(b"rebalance-turn")
     }
 
     #[must_use]

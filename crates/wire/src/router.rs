@@ -68,6 +68,8 @@ pub mod method {
     /// [`super::ReadMap`] → [`super::MapPart`] + payload (a part of a page map): the next part of this router's copy, all of
     /// them as of one TLog. Between routers.
     pub const READ_MAP: u16 = 50;
+    /// `()` → [`super::Carried`]: what is asked of this router now, and what it could still take.
+    pub const CARRIED: u16 = 51;
 }
 
 pub mod code {
@@ -455,6 +457,20 @@ message! {
 
     pub struct MapCopies {
         pub maps: Vec<MapCopy>,
+    }
+
+    /// Of a router. Nobody's right rests on it.
+    pub struct Carried {
+        /// vDisks that are served or opened here.
+        pub vdisks: u64,
+        /// How many more it could take.
+        pub room: u64,
+        /// What is asked of them together, damped: requests per second, and what bytes count as.
+        pub load: u64,
+        /// None of them was opened too lately to say.
+        pub is_known: bool,
+        /// It hands vDisks over by their number.
+        pub by_number: bool,
     }
 
     /// Part after part, each asked for once; who loses an answer begins anew.

@@ -13,10 +13,10 @@ use crate::table::{Cell, Paint, Table};
 use crate::vdisk::{Ask, Routers};
 use indicatif::{ProgressBar, ProgressStyle};
 use model::{DomainPath, RouterId, VdiskId};
-use router_core::rebalance::{Home, Limits, Move, Placed, near_edge, plan};
+use router_core::rebalance::{Home, Limits, Measure, Move, Placed, near_edge, plan};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use wire::facts::{AttachmentsRecord, DtlRecord, Record, RouterRecord, key};
 use wire::router::{VdiskInfo, VdiskName, method};
 
@@ -29,8 +29,19 @@ const ASKED_MAX: usize = 512;
 pub enum By {
     /// Each vDisk counts the same
     Number,
-    /// Busy vDisks count more: their writes are watched for two seconds
+    /// What was asked of each lately, requests and bytes; idle ones stay
+    Load,
+    /// The writes of each, which are watched for two seconds; idle ones stay
     Writes,
+}
+
+impl By {
+    const fn measure(self) -> Measure {
+        match self {
+            Self::Number => Measure::Number,
+            Self::Load | Self::Writes => Measure::Load,
+        }
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -44,7 +55,7 @@ pub struct RebalanceArgs {
     /// Where an edge runs, as datacenter/rack/host, other than its configuration says; may be said again
     #[arg(long = "edge", value_name = "EDGE=DOMAIN", value_parser = edge)]
     pub edges: Vec<(String, String)>,
-    /// Leave differences up to this: vDisks, or vDisks and writes per second
+    /// Leave differences up to this: vDisks, requests, or writes per second
     #[arg(long, value_name = "NUMBER", default_value_t = 0)]
     pub slack: u64,
     /// Hand over at most so many
@@ -69,7 +80,9 @@ fn edge(text: &str) -> Result<(String, String), String> {
 
 /// What is known beside arakoon's records, once for all rounds.
 struct Seen {
-    weights: BTreeMap<VdiskId, u64>,
+    alike: Measure,
+    /// Of those that answered; by number of none.
+    loads: BTreeMap<VdiskId, u64>,
     edges: BTreeMap<VdiskId, String>,
     /// Couldn't be handed over.
     failed: BTreeSet<VdiskId>,
@@ -78,16 +91,18 @@ struct Seen {
 impl Desk<'_> {
     pub(super) async fn rebalance(&self, args: RebalanceArgs) -> Result<(), Failure> {
         let mut known = self.known().await?;
-        let weights = match args.by {
+        let loads = match args.by {
             By::Number => BTreeMap::new(),
+            By::Load => self.loads(&known).await?,
             By::Writes => self.writes(&known).await?,
         };
+        let (alike, slack) = (args.by.measure(), args.slack);
         let edges = self.edges(&args.edges).await?;
-        let mut seen = Seen { weights, edges, failed: BTreeSet::new() };
+        let mut seen = Seen { alike, loads, edges, failed: BTreeSet::new() };
         let moves_max = model::usize_of(args.max_moves.into());
-        let moves = self.moves(&known, &seen, Limits { moves_max, slack: args.slack }).await?;
+        let moves = self.moves(&known, &seen, Limits { moves_max, slack, alike }).await?;
         if args.plan {
-            return show_plan(&known, &moves, args.format);
+            return show_plan(&known, &moves, (alike, args.format));
         }
         // Shown on a terminal only.
         let style = ProgressStyle::with_template("[{bar:30}] {pos}/{len} vDisks, {msg}")
@@ -95,7 +110,7 @@ impl Desk<'_> {
         let bar = ProgressBar::new(model::u64_of(moves.len())).with_style(style);
         let mut done = Vec::new();
         for _ in 0..moves_max {
-            let limits = Limits { moves_max: 1, slack: args.slack };
+            let limits = Limits { moves_max: 1, slack, alike };
             let Some(step) = self.moves(&known, &seen, limits).await?.pop() else { break };
             let (vdisk, from, to) = names(&known, &step);
             bar.set_message(format!("{vdisk} from {from} to {to}"));
@@ -121,7 +136,7 @@ impl Desk<'_> {
         } else if 0 < moved {
             print(&format!("{moved} handed over; `holdfast router list` shows what is where\n"));
         } else if seen.failed.is_empty() {
-            print(NOTHING);
+            print(nothing(alike));
         }
         match seen.failed.len() {
             0 => Ok(()),
@@ -140,25 +155,31 @@ impl Desk<'_> {
         let mut targets = self.targets().await?;
         let mut homes = Vec::new();
         for router in known.routers.iter().filter(|router| known.in_service(router)) {
-            homes.extend(self.home(router).await);
+            homes.extend(self.home(known, router).await);
         }
-        let placed = known.vdisks.iter().filter(|vdisk| !vdisk.deleting).map(|vdisk| Placed {
-            vdisk: vdisk.vdisk,
-            owner: vdisk.owner,
-            weight: seen.weights.get(&vdisk.vdisk).copied().unwrap_or(1),
-            targets: targets.remove(&vdisk.vdisk).unwrap_or_default(),
-            edge: seen.edges.get(&vdisk.vdisk).cloned(),
-            stays: seen.failed.contains(&vdisk.vdisk),
+        let placed = known.vdisks.iter().filter(|vdisk| !vdisk.deleting).map(|vdisk| {
+            let load = seen.loads.get(&vdisk.vdisk).copied();
+            let is_unknown = seen.alike == Measure::Load && load.is_none();
+            Placed {
+                vdisk: vdisk.vdisk,
+                owner: vdisk.owner,
+                load: load.unwrap_or(0),
+                targets: targets.remove(&vdisk.vdisk).unwrap_or_default(),
+                edge: seen.edges.get(&vdisk.vdisk).cloned(),
+                stays: is_unknown || seen.failed.contains(&vdisk.vdisk),
+            }
         });
         Ok(plan(&homes, &placed.collect::<Vec<_>>(), limits))
     }
 
     /// A router that could be given more: it answers, and its log has space.
-    async fn home(&self, router: &RouterRecord) -> Option<Home> {
+    async fn home(&self, known: &Known, router: &RouterRecord) -> Option<Home> {
         let client = self.admin.member(self.member(&router.name).ok()?);
         let status = status_of(&client, LIMIT).await.ok()?;
-        let room = (status.state == "log-full").then_some(0);
-        Some(Home { router: router.router, domain: router.domain.clone(), room })
+        let is_full = (status.state == "log-full").then_some(0);
+        let room = is_full.or_else(|| known.room(router.router).map(model::usize_of));
+        let (router, domain) = (router.router, router.domain.clone());
+        Some(Home { router, domain, room, carries: 0, is_known: true })
     }
 
     /// Where the second copies of the logs are.
@@ -197,27 +218,36 @@ impl Desk<'_> {
         Ok(edges)
     }
 
-    /// 1 for each vDisk, and its writes per second.
+    /// What each vDisk was asked lately, as its owner says.
+    async fn loads(&self, known: &Known) -> Result<BTreeMap<VdiskId, u64>, Failure> {
+        let shown = self.details(known).await?.into_iter();
+        let load = |(vdisk, (_, details)): (VdiskId, (Instant, Value))| {
+            Some((vdisk, details["demand"]["load"].as_u64()?))
+        };
+        Ok(shown.filter_map(load).collect())
+    }
+
+    /// The writes of each vDisk per second.
     async fn writes(&self, known: &Known) -> Result<BTreeMap<VdiskId, u64>, Failure> {
+        let last = |(at, details): &(Instant, Value)| Some((*at, details["last_lsn"].as_u64()?));
+        let before = self.details(known).await?;
+        tokio::time::sleep(WATCHED).await;
+        let after = self.details(known).await?;
+        let writes = after.iter().filter_map(|(vdisk, after)| {
+            Some((*vdisk, per_second(last(before.get(vdisk)?)?, last(after)?)))
+        });
+        Ok(writes.collect())
+    }
+
+    /// What the owner of each vDisk says of it, and when it did; of those that are served.
+    async fn details(&self, known: &Known) -> Result<BTreeMap<VdiskId, (Instant, Value)>, Failure> {
         if ASKED_MAX < known.vdisks.len() {
             return Err(Failure::failed(format!(
                 "{} vDisks are too many to watch; say --by number",
                 known.vdisks.len()
             )));
         }
-        let before = self.positions(known).await;
-        tokio::time::sleep(WATCHED).await;
-        let after = self.positions(known).await;
-        let weight = |(vdisk, last): (VdiskId, u64)| {
-            let written = last.saturating_sub(before.get(&vdisk).copied().unwrap_or(last));
-            (vdisk, 1 + written / WATCHED.as_secs())
-        };
-        Ok(after.into_iter().map(weight).collect())
-    }
-
-    /// The last LSN of each vDisk that is served.
-    async fn positions(&self, known: &Known) -> BTreeMap<VdiskId, u64> {
-        let mut positions = BTreeMap::new();
+        let mut shown = BTreeMap::new();
         for vdisk in known.vdisks.iter().filter(|vdisk| !vdisk.deleting) {
             let routers = Routers { admin: self.admin, cluster: self.cluster };
             let ask = Ask {
@@ -227,16 +257,28 @@ impl Desk<'_> {
             };
             let name = VdiskName { name: vdisk.name.clone() };
             let Ok(info) = routers.ask::<_, VdiskInfo>(ask, &name).await else { continue };
-            let details: Value = serde_json::from_str(&info.details_json).unwrap_or_default();
-            if let Some(last) = details["last_lsn"].as_u64() {
-                positions.insert(vdisk.vdisk, last);
-            }
+            let details = serde_json::from_str(&info.details_json).unwrap_or_default();
+            shown.insert(vdisk.vdisk, (Instant::now(), details));
         }
-        positions
+        Ok(shown)
     }
 }
 
-const NOTHING: &str = "nothing to move: the routers in service carry alike\n";
+/// Asking takes time, and the longer the more vDisks there are: what counts is when this one was asked.
+fn per_second((before, first): (Instant, u64), (after, last): (Instant, u64)) -> u64 {
+    let millis = after.duration_since(before).as_millis().max(1);
+    let writes = u128::from(last.saturating_sub(first)) * 1000 / millis;
+    u64::try_from(writes).unwrap_or(u64::MAX)
+}
+
+const fn nothing(alike: Measure) -> &'static str {
+    match alike {
+        Measure::Number => "nothing to move: the routers in service carry alike\n",
+        Measure::Load => {
+            "nothing to move: no hand-over would make what is asked of the routers clearly more alike\n"
+        }
+    }
+}
 
 /// Of the vDisk, and of both routers.
 fn names(known: &Known, step: &Move) -> (String, String, String) {
@@ -249,14 +291,18 @@ fn names(known: &Known, step: &Move) -> (String, String, String) {
     (vdisk, router(step.from), router(step.to))
 }
 
-fn show_plan(known: &Known, moves: &[Move], format: Format) -> Result<(), Failure> {
+fn show_plan(
+    known: &Known,
+    moves: &[Move],
+    (alike, format): (Measure, Format),
+) -> Result<(), Failure> {
     let named = moves.iter().map(|step| (names(known, step), step.why.name()));
     if format.json {
         let row = |((vdisk, from, to), why): ((String, String, String), &str)| json!({"vdisk": vdisk, "from": from, "to": to, "why": why});
         return print_json(&json!({"plan": named.map(row).collect::<Vec<_>>()}));
     }
     if moves.is_empty() {
-        print(NOTHING);
+        print(nothing(alike));
         return Ok(());
     }
     let mut table = Table::new(&["VDISK", "FROM", "TO", "WHY"]);
@@ -270,6 +316,16 @@ fn show_plan(known: &Known, moves: &[Move], format: Format) -> Result<(), Failur
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn writes_are_counted_per_second_however_long_the_asking_takes() {
+        let start = Instant::now();
+        let after = |millis| start + Duration::from_millis(millis);
+        assert_eq!(per_second((start, 100), (after(2000), 2100)), 1000);
+        assert_eq!(per_second((start, 100), (after(14_000), 14_100)), 1000, "hundreds were asked");
+        assert_eq!(per_second((start, 100), (start, 100)), 0);
+        assert_eq!(per_second((start, 100), (after(2000), 7)), 0, "it was opened anew");
+    }
 
     #[test]
     fn an_edge_is_given_with_its_domain() {

@@ -186,6 +186,12 @@ fn text(value: &Value) -> String {
         let (lsn, sco, objects) = (&checkpoint["lsn"], &checkpoint["sco"], &checkpoint["objects"]);
         line("checkpoint", format!("LSN {lsn}, SCO {sco}, in {objects} objects"));
     }
+    let demand = &value["details"]["demand"];
+    if let Some(bytes) = demand["bytes_per_s"].as_u64() {
+        let so_far = if demand["load_known"] == true { "" } else { " (opened a short time ago)" };
+        let requests = demand["requests_per_s"].as_f64().unwrap_or_default();
+        line("asked", format!("{requests:.1} requests, {} per second{so_far}", ByteSize(bytes)));
+    }
     let attachments = value["attachments"].as_array().map_or(&[][..], Vec::as_slice);
     if attachments.is_empty() {
         line("attached", "nobody".to_owned());
@@ -215,7 +221,7 @@ fn text(value: &Value) -> String {
             ),
         );
     }
-    let told = ["state", "attachments", "dtl", "checkpoint"];
+    let told = ["state", "attachments", "dtl", "checkpoint", "demand"];
     for (key, value) in value["details"].as_object().into_iter().flatten() {
         if !told.contains(&key.as_str()) {
             line(&key.replace('_', " "), shown(key, value));
@@ -273,6 +279,7 @@ mod tests {
             "dtl": {"mode": "sync", "state": "in-sync", "generation": 4, "floor_lsn": 9, "targets": ["router-1"]},
             "details": {"state": "serving", "last_lsn": 30, "pending_bytes": 8192,
                 "checkpoint": {"lsn": 20, "sco": 12, "objects": 2},
+                "demand": {"requests_per_s": 12.345, "bytes_per_s": 4096, "load": 12, "load_known": true},
                 "dtl": {"targets": [{"router": "1", "written_lsn": 30, "synced_lsn": 28, "problem": ""}]},
                 "attachments": [{"generation": 3, "connected": true}]},
             "page_maps": [{"router": "router-1", "role": "copy", "behind": 2}],
@@ -287,6 +294,7 @@ mod tests {
             "  target            router-1: 0 behind, 2 not synced",
             "page map            router-1 (copy), 2 behind",
             "checkpoint          LSN 20, SCO 12, in 2 objects",
+            "asked               12.3 requests, 4 KiB per second",
             "attached            edge-1, exclusive, generation 3, connected",
             "loss accepted       LSNs 15 to 20, of epoch 6 at router-1, by ann@host at 1970-01-01T00:00:00Z",
             "pending bytes       8 KiB",

@@ -20,6 +20,7 @@
 //! | [`follow`] | who keeps copies of a page map, and how near to the backend (MDS) |
 //! | [`rebalance`] | which vDisks go to another router so that all carry alike |
 //! | [`load`] | what a router carries and could still take |
+//! | [`demand`] | what is asked of a vDisk, damped |
 //! | [`quota`] | who must wait, and how long, when log or memory run short (P9) |
 //!
 //! Nothing here knows a clock, a socket, a file or chance.
@@ -27,6 +28,7 @@
 pub mod applied;
 pub mod checkpoint;
 pub mod contest;
+pub mod demand;
 pub mod dtl;
 pub mod follow;
 pub mod load;

@@ -1,6 +1,9 @@
-//! Routers that were told so spread vDisks by themselves, and stop when all carry alike.
+//! Routers that were told so spread vDisks by themselves, by their number or by what is asked of them, and stop when all
+//! carry alike.
 
+use model::Incarnation;
 use wire::common::{EventList, EventsAsk, method};
+use wire::facts::{RebalanceTurn, Record, RouterState, key};
 
 use crate::support::{Disk, Router, WITHIN, World};
 use std::time::{Duration, Instant};
@@ -95,6 +98,129 @@ fn vdisks_spread_over_routers_that_come_and_then_stay() {
     disk.reattach(routers[at]);
     disk.check_all();
     for router in [first, other, third] {
+        router.stop();
+    }
+}
+
+const BY_LOAD: &str = "log_segments = 6\nlog_segment_size = \"8MiB\"\nrebalance_every_ms = 100\nrebalance_by = \"load\"\nrebalance_damping_ms = 1000";
+const NO_REST: &str = "rebalance_rest_ms = 0";
+/// Far more than a measure that is averaged over a second and a few rounds take.
+const A_WHILE: Duration = Duration::from_secs(4);
+
+/// Two of five vDisks that are read in turn, so that as much is asked of each, however fast that goes.
+struct Asked<'a> {
+    world: &'a World,
+    routers: [&'a Router; 2],
+    disks: [(&'static str, Disk); 2],
+}
+
+impl<'a> Asked<'a> {
+    fn start(world: &'a World, routers: [&'a Router; 2]) -> Self {
+        for name in NAMES {
+            routers[0].create(name, 8 << 20);
+        }
+        let disks = ["one", "two"].map(|name| (name, Disk::attach(routers[0], name)));
+        Self { world, routers, disks }
+    }
+
+    fn ask(&mut self) {
+        for (name, disk) in &mut self.disks {
+            if disk.try_read(0, 65536).is_ok() {
+                continue;
+            }
+            let owner = self.world.vdisk(name).owner;
+            let at = usize::from(owner != self.world.id_of("router-1"));
+            if disk.try_reattach(self.routers[at]).is_ok() {
+                disk.replay_complete();
+            }
+        }
+    }
+
+    fn ask_for(&mut self, time: Duration) {
+        let start = Instant::now();
+        while start.elapsed() < time {
+            self.ask();
+        }
+    }
+
+    fn until_moved(&mut self) {
+        let start = Instant::now();
+        while self.owned_by_other() == 0 {
+            assert!(start.elapsed() < WITHIN, "both stay");
+            self.ask();
+        }
+    }
+
+    /// How many of those that are asked.
+    fn owned_by_other(&self) -> usize {
+        let other = self.world.id_of("router-2");
+        ["one", "two"].iter().filter(|name| self.world.vdisk(name).owner == other).count()
+    }
+
+    fn moves(&self) -> usize {
+        self.routers.iter().map(|router| moves(router)).sum()
+    }
+}
+
+#[test]
+fn by_load_one_of_two_busy_vdisks_moves_and_then_all_stay() {
+    let world = World::new();
+    let with = format!("{BY_LOAD}\n{NO_REST}");
+    let (first, other) = (world.start_with(&with), world.start_other_with(&with));
+    let mut asked = Asked::start(&world, [&first, &other]);
+    asked.until_moved();
+    asked.ask_for(A_WHILE);
+    assert_eq!((asked.owned_by_other(), asked.moves()), (1, 1), "one for each, and none back");
+    for idle in ["three", "four", "five"] {
+        assert_eq!(world.vdisk(idle).owner, world.id_of("router-1"), "{idle} isn't asked");
+    }
+    let turn = || world.arakoon.get(&key::rebalance_turn());
+    let start = Instant::now();
+    while turn().is_some() {
+        assert!(start.elapsed() < WITHIN, "the turn is never over");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // What it carries is told to whoever asks.
+    let details = first.try_show("five").unwrap().details_json;
+    assert!(details.contains(r#""load":0,"load_known":true"#), "{details}");
+    for router in [first, other] {
+        router.stop();
+    }
+}
+
+#[test]
+fn by_load_what_was_opened_lately_stays() {
+    let world = World::new();
+    let (first, other) = (world.start_with(BY_LOAD), world.start_other_with(BY_LOAD));
+    let mut asked = Asked::start(&world, [&first, &other]);
+    asked.ask_for(A_WHILE);
+    assert_eq!((asked.owned_by_other(), asked.moves()), (0, 0));
+    for router in [first, other] {
+        router.stop();
+    }
+}
+
+#[test]
+fn by_load_one_router_at_a_time_hands_over() {
+    let world = World::new();
+    let with = format!("{BY_LOAD}\n{NO_REST}");
+    let (first, other) = (world.start_with(&with), world.start_other_with(&with));
+    let mut asked = Asked::start(&world, [&first, &other]);
+    let router = world.id_of("router-2");
+    world.until_standing("router-2", RouterState::Online);
+    let (_, incarnation) = world.session_of(router);
+    let turn = |incarnation| {
+        let vdisk = world.vdisk("five").vdisk;
+        let turn = RebalanceTurn { router, incarnation, vdisk };
+        world.arakoon.set(key::rebalance_turn(), turn.to_record());
+    };
+    turn(incarnation);
+    asked.ask_for(A_WHILE);
+    assert_eq!((asked.owned_by_other(), asked.moves()), (0, 0), "it isn't its turn");
+    // Who took it is gone.
+    turn(Incarnation(incarnation.0.wrapping_add(1)));
+    asked.until_moved();
+    for router in [first, other] {
         router.stop();
     }
 }

@@ -202,6 +202,7 @@ pub const MESSAGES: &[MessageKind] = {
         kind::<p::CreateBeside>(),
         kind::<r::ReadMap>(),
         kind::<r::MapPart>(),
+        kind::<r::Carried>(),
     ]
 };
 
@@ -239,6 +240,7 @@ fn fuzz_facts(data: &[u8]) {
     record::<f::LossRecord>(&bytes);
     record::<f::MaintenanceRecord>(&bytes);
     record::<f::RouterLoad>(&bytes);
+    record::<f::RebalanceTurn>(&bytes);
     record::<f::DtlTargets>(&bytes);
     record::<alba_proxy_core::namespace::HeadMeta>(&bytes);
     if let Some(object) = alba_proxy_core::namespace::head_from_bytes(data) {

@@ -177,7 +177,7 @@ fn frame(body: &[u8]) -> Vec<u8> {
 
 fn facts() -> Vec<Vec<u8>> {
     use wire::facts as f;
-    let kinds: [fn(Bytes) -> Result<(), DecodeError>; 12] = [
+    let kinds: [fn(Bytes) -> Result<(), DecodeError>; 13] = [
         record::<f::OsdRecord>,
         record::<f::PresetRecord>,
         record::<f::BackendRecord>,
@@ -190,6 +190,7 @@ fn facts() -> Vec<Vec<u8>> {
         record::<f::DtlRecord>,
         record::<f::ContestRecord>,
         record::<f::LossRecord>,
+        record::<f::RebalanceTurn>,
     ];
     let mut all: Vec<Vec<u8>> = (0..).zip(kinds).map(|(seed, kind)| grown(&kind, seed)).collect();
     all.push(alba_proxy_core::namespace::head_to_bytes(object()).to_vec());
