@@ -97,8 +97,8 @@ fn by_load_busy_vdisks_are_spread_and_idle_ones_stay() {
 fn one_busy_vdisk_doesnt_send_all_others_away() {
     let homes = [home(1, ""), home(2, "")];
     let mut all = asked(1, &[5000]);
-    all.extend((1..100).map(|id| Placed { load: 3, ..placed(id, 1, &[]) }));
-    all.extend((100..200).map(|id| Placed { load: 3, ..placed(id, 2, &[]) }));
+    all.extend((1..100).map(|id| Placed { load: 15, ..placed(id, 1, &[]) }));
+    all.extend((100..200).map(|id| Placed { load: 15, ..placed(id, 2, &[]) }));
     assert_eq!(plan(&homes, &all, BY_LOAD), []);
     all[7].load = 900;
     assert_eq!(to(&plan(&homes, &all, BY_LOAD)), [(7, 2)], "the one that is worth it");
