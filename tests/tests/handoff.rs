@@ -156,6 +156,10 @@ fn goes_offline(cluster: &Cluster, idle: &str, owning: &str) -> anyhow::Result<(
 fn spreads(cluster: &Cluster) -> anyhow::Result<()> {
     let plan = ["router", "rebalance", "--plan"];
     let from = owner(cluster, "demo")?;
+    // Room that the other router has again, it tells every ten seconds.
+    wait_until(LIMIT, "room at the other router", || {
+        Ok(cluster.json(&plan)?["plan"].as_array().is_some_and(|moves| !moves.is_empty()))
+    })?;
     let planned = cluster.json(&plan)?;
     let moves = planned["plan"].as_array().context("a plan")?;
     ensure!(

@@ -358,6 +358,12 @@ impl MemoryIndex {
         self.fault = error;
     }
 
+    /// The entry is gone, and nothing else says so: what a database does that has lost one of its files.
+    pub fn lose(&mut self, key: &[u8]) {
+        self.current.entries.remove(key);
+        self.durable.entries.remove(key);
+    }
+
     /// The index as the next process finds it after this one was killed.
     #[must_use]
     pub fn after_kill(self, power: Power) -> Self {

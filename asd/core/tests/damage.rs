@@ -10,9 +10,10 @@
 
 use asd_core::crc;
 use asd_core::disk::Disk;
+use asd_core::index::{IndexError, Lookup};
 use asd_core::read::{Reading, Want, read};
 use asd_core::space::Limits;
-use asd_core::store::{Op, Options, Outcome, Put, Recovery, Store};
+use asd_core::store::{Op, OpenError, Options, Outcome, Put, Recovery, Store};
 use asd_core::twin::{Dice, MemoryDisk, MemoryIndex, Power};
 use bytes::Bytes;
 use model::{Now, OsdId};
@@ -235,4 +236,22 @@ fn damage_to_segments_is_never_served() {
     sim::seeds::check(if soak { 400 } else { 16 }, life);
     eprintln!("{tally:?}");
     assert!(tally.harms / 2 < tally.flips && 0 < tally.corrupt && 0 < tally.reported, "{tally:?}");
+}
+
+#[test]
+fn l6_an_index_that_lost_an_entry_is_not_believed() {
+    let left = history(&mut Random::new(5));
+    let open = |index| Store::open(left.disk.clone(), index, options(), Now::default()).map(drop);
+    assert_eq!(open(left.index.clone()), Ok(()));
+    let entries = left.index.entries_from(&[], 1000).unwrap();
+    assert!(entries.len() > 5, "{entries:?}");
+    for (key, _) in entries {
+        let mut index = left.index.clone();
+        index.lose(&key);
+        let opened = open(index);
+        assert!(
+            matches!(opened, Err(OpenError::Index(IndexError::Damaged(_)))),
+            "{key:?}: {opened:?}"
+        );
+    }
 }
