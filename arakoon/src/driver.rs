@@ -54,8 +54,7 @@ pub enum Input {
     },
     WhoMaster(Responder),
     Status(Responder),
-    /// Answered with what the replica says to it: the peer wakes up once for both.
-    Raft(Vec<RaftMessage>, Responder),
+    Raft(Vec<RaftMessage>),
     Unreachable(u64),
     SnapshotFailed(u64),
     /// A peer fetches the snapshot that was made for it.
@@ -228,11 +227,10 @@ impl Driver {
                     .reply(&server::leader(&self.nodes, status.leader, status.term), Bytes::new());
             }
             Input::Status(responder) => self.status(responder),
-            Input::Raft(messages, responder) => {
+            Input::Raft(messages) => {
                 for message in messages {
                     self.receive(message)?;
                 }
-                responder.reply(&(), Bytes::new());
             }
             Input::Unreachable(peer) => self.replica.peer_unreachable(peer),
             Input::SnapshotFailed(peer) => self.replica.snapshot_failed(peer),

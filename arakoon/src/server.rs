@@ -91,7 +91,10 @@ impl Server {
                 "a Raft message isn't between the configured nodes; compare their configurations";
             return responder.fail(WireError::refuse(common::FORBIDDEN, message));
         }
-        self.push(Input::Raft(batch.messages, responder));
+        match self.inputs.push(Input::Raft(batch.messages)) {
+            Ok(()) => responder.reply(&(), Bytes::new()),
+            Err(_) => responder.fail(WireError::retry(common::BUSY, "too many inputs wait")),
+        }
     }
 
     fn snapshot(&self, request: &Request, responder: Responder) {
