@@ -21,8 +21,10 @@ const CATALOG_EVERY: Duration = Duration::from_secs(5);
 const CATALOG_RETRY: Duration = Duration::from_millis(300);
 const PROBE_EVERY: Duration = Duration::from_millis(400);
 const FIGURES_EVERY: Duration = Duration::from_secs(4);
-/// For what other proxies left: own holes, and an OSD that is back, wake at once.
+/// While none are known: other proxies' may come. Own ones, and an OSD that is back, wake at once.
 const HOLES_EVERY: Duration = Duration::from_secs(30);
+/// While some are left, or objects are lost, or nobody could say.
+const HOLES_RETRY: Duration = Duration::from_secs(3);
 const DELETES_EVERY: Duration = Duration::from_secs(10);
 
 pub fn spawn(
@@ -90,16 +92,22 @@ async fn keep_probing(proxy: Arc<Proxy>) {
 }
 
 async fn keep_filling(proxy: Arc<Proxy>) {
+    let mut most = HOLES_RETRY;
     loop {
-        pause(HOLES_EVERY, &proxy.holes_made).await;
-        if let Err(error) = fill_all(&proxy).await {
+        pause(most, &proxy.holes_made).await;
+        let filled = fill_all(&proxy).await;
+        if let Err(error) = &filled {
             tracing::info!(%error, "holes can't be looked for now");
         }
         proxy.recheck_lost().await;
+        // L1: what has less redundancy than it should isn't left so for want of a look.
+        let is_whole = filled.unwrap_or(false) && proxy.counters.lost_now().is_empty();
+        most = if is_whole { HOLES_EVERY } else { HOLES_RETRY };
     }
 }
 
-async fn fill_all(proxy: &Arc<Proxy>) -> Result<(), ProxyError> {
+/// Whether there were none.
+async fn fill_all(proxy: &Arc<Proxy>) -> Result<bool, ProxyError> {
     let before = proxy.namespaces_with_holes().await?;
     proxy.counters.holes.set(before.values().sum());
     let mut progress = false;
@@ -113,7 +121,7 @@ async fn fill_all(proxy: &Arc<Proxy>) -> Result<(), ProxyError> {
             proxy.holes_made.notify_one();
         }
     }
-    Ok(())
+    Ok(before.is_empty())
 }
 
 async fn keep_deleting(proxy: Arc<Proxy>) {
