@@ -6,6 +6,8 @@
 //!
 //! Invariant: an [`Assembly`] that finished has taken exactly the map that its state describes.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use model::{Epoch, MapGeneration, ScoNumber, VdiskId};
 use wire::{Decode, DecodeError, Encode, Reader};
@@ -24,6 +26,45 @@ const EPOCH_BYTES: usize = 8 + 8;
 const GENERATION: MapGeneration = MapGeneration(0);
 /// The smallest part that holds a page.
 pub const PART_MIN: usize = FRAME_BYTES + 8 + 4 + PAGE_BYTES;
+
+/// For how long a map may be read out: meanwhile files that nobody else needs stay on disk (L8).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// From one part to the asking for the next.
+    pub idle: Duration,
+    /// In all, for a map of no size, and how many of its bytes a second more.
+    pub whole: Duration,
+    pub bytes_per_s: u64,
+    /// In all, for any.
+    pub whole_max: Duration,
+}
+
+/// For another router: twice as long as that one waits itself ([`crate::origin::patience`]).
+pub const LOAN: Limits = Limits {
+    idle: Duration::from_secs(30),
+    whole: Duration::from_secs(60),
+    bytes_per_s: 5_000_000,
+    whole_max: Duration::from_secs(3600),
+};
+/// For a checkpoint: a slow backend may take long for each part.
+pub const CHECKPOINT: Limits = Limits {
+    idle: Duration::from_secs(90),
+    whole: Duration::from_secs(1200),
+    bytes_per_s: 1_000_000,
+    whole_max: Duration::from_secs(4 * 3600),
+};
+/// Of a mapped cluster in a full page.
+const LOCATION_BYTES: u64 = 8;
+
+impl Limits {
+    /// How long reading out a map of so many mapped clusters may take in all.
+    #[must_use]
+    pub fn life(&self, mapped: u64) -> Duration {
+        let bytes = mapped.saturating_mul(LOCATION_BYTES);
+        let sized = Duration::from_secs(bytes / self.bytes_per_s);
+        self.whole.saturating_add(sized).min(self.whole_max)
+    }
+}
 
 /// One part.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -200,6 +241,10 @@ impl Assembly {
         if *self.state.get_or_insert_with(|| part.state.clone()) != part.state {
             return Err(StreamError::Strange("of another state than the part before"));
         }
+        // Only what brings the end nearer is taken: else a map could be sent without end (L8).
+        if part.epochs.is_empty() && part.pages.is_empty() && !(part.index == 0 && part.last) {
+            return Err(StreamError::Strange("it is empty"));
+        }
         for (first, _) in &part.epochs {
             if first.0 < self.next_epoch || 0 < self.next_page {
                 return Err(StreamError::Strange("epochs aren't in order"));
@@ -213,8 +258,14 @@ impl Assembly {
             }
             let key = page_key(self.vdisk, *number, GENERATION);
             let page = Page::decode(&key, stored).ok_or(StreamError::Page(*number))?;
+            if page.is_empty() {
+                return Err(StreamError::Strange("a page in which nothing is mapped"));
+            }
             self.totals.add_page(*number, &page);
             self.next_page = number + 1;
+        }
+        if part.state.epochs < self.epochs || part.state.totals.mapped < self.totals.mapped {
+            return Err(StreamError::Strange("more than its state says"));
         }
         self.parts += 1;
         self.ended = part.last;

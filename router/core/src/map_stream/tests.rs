@@ -126,6 +126,49 @@ fn a_page_or_an_epoch_that_got_lost_within_a_part_is_missed() {
     }));
 }
 
+/// Each of them is a good part with a good checksum: who sends such ones could go on for ever (L8).
+#[test]
+fn what_brings_the_end_no_nearer_is_refused_at_once() {
+    let whole = parts_of(&(0..6000).collect::<Vec<u64>>(), 3, 6000);
+    assert!(3 < whole.len());
+    let taken = |change: &dyn Fn(&mut Part)| {
+        let mut assembly = Assembly::new(VDISK);
+        assembly.take(&whole[0]).unwrap();
+        let mut next = whole[1].clone();
+        change(&mut next);
+        assembly.take(&next)
+    };
+    assert_eq!(taken(&|_| ()), Ok(()));
+    assert!(taken(&|part| part.pages.clear()).is_err(), "an empty part");
+    let nothing = |number| {
+        (number, Bytes::from(Page::default().encode(&page_key(VDISK, number, GENERATION))))
+    };
+    assert!(taken(&|part| part.pages = vec![nothing(9)]).is_err(), "an empty page");
+    // More than there is, by its own state.
+    let mut assembly = Assembly::new(VDISK);
+    let more = |part: &Part, change: &dyn Fn(&mut MapState)| {
+        let mut part = part.clone();
+        change(&mut part.state);
+        part
+    };
+    assert!(assembly.take(&more(&whole[0], &|state| state.totals.mapped = 5)).is_err());
+    let mut assembly = Assembly::new(VDISK);
+    assert!(assembly.take(&more(&whole[0], &|state| state.epochs = 2)).is_err());
+}
+
+#[test]
+fn who_reads_a_map_out_has_time_for_all_of_it_and_not_for_ever() {
+    for mapped in [0, 1, 1 << 20, 1 << 28, 1 << 32, u64::MAX] {
+        // Who lends one is more patient than who borrows.
+        assert!(crate::origin::patience(mapped) < LOAN.life(mapped), "{mapped}");
+        assert!(LOAN.life(mapped) <= CHECKPOINT.life(mapped), "{mapped}");
+        // At the pace at which checkpoints are written at most, with as much again to spare.
+        let paced = Duration::from_secs(mapped.saturating_mul(8) / 20_000_000);
+        assert!(paced < CHECKPOINT.life(mapped) || 1 << 32 < mapped, "{mapped}");
+        assert!(CHECKPOINT.life(mapped) <= Duration::from_secs(4 * 3600));
+    }
+}
+
 #[test]
 fn parts_of_two_maps_don_t_mix() {
     let clusters: Vec<u64> = (0..3000).collect();
