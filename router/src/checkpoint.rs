@@ -4,6 +4,8 @@
 //! ```text
 //!  raise the namespace's epoch ▸ list ▸ delete what is nobody's ▸ (due) make it ▸ head ▸ put, put, … last ▸ delete the old
 //! ```
+//! The first look in an owner's life ends before that: how overdue each vDisk is, is known once all were looked at.
+//!
 //! Every message may be the last one of this life: what it leaves, the next owner finds and deletes at its first look,
 //! which comes soon after it opened the vDisk.
 //!
@@ -14,8 +16,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use model::{Epoch, ObjectId, VdiskId};
-use router_core::checkpoint::{self, Checkpoint, Listed, PartMeta};
-use router_core::map_stream::Part;
+use router_core::checkpoint::{self, Checkpoint, Course, Listed, PartMeta};
+use router_core::map_stream::{CHECKPOINT, Part};
+use router_core::tlog::Meta;
 use runtime::clock::boot_now;
 use runtime::random::jitter;
 use tokio::task::JoinSet;
@@ -37,6 +40,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// Behind each part: at most 40 MB/s for each of the two.
 const PART_PAUSE: Duration = Duration::from_millis(100);
 const PATIENCE: Duration = Duration::from_secs(60);
+// However long a part takes to put, the map that is read out waits for it.
+const _: () = assert!(PATIENCE.as_secs() + PART_PAUSE.as_secs() + 10 < CHECKPOINT.idle.as_secs());
 const LIST_LIMIT: u32 = 256;
 /// Objects deleted by one message.
 const DELETED_AT_ONCE: usize = 64;
@@ -74,14 +79,13 @@ impl Router {
         }
     }
 
-    /// One that wants to be looked after.
+    /// The one that wants most to be looked after.
     fn begin_checkpoint(&self) -> Option<(VdiskId, Epoch)> {
-        let now = boot_now();
         let mut state = self.state();
         if state.stopping {
             return None;
         }
-        let mut served = state.volumes.iter_mut().filter_map(|(vdisk, slot)| match slot {
+        let served = state.volumes.iter().filter_map(|(vdisk, slot)| match slot {
             Slot::Serving(serving) => Some((*vdisk, serving)),
             Slot::Opening
             | Slot::Gap(_)
@@ -89,10 +93,12 @@ impl Router {
             | Slot::Elsewhere(_)
             | Slot::Deleting => None,
         });
-        let (vdisk, serving) = served.find(|(vdisk, serving)| {
-            let rests = serving.degraded.is_none() && !serving.handing_over;
-            rests && serving.checkpoints.wants(self.maps.written(*vdisk), now)
-        })?;
+        let rest =
+            served.filter(|(_, serving)| serving.degraded.is_none() && !serving.handing_over);
+        let courses =
+            rest.map(|(vdisk, serving)| (vdisk, &serving.checkpoints, self.maps.written(vdisk)));
+        let vdisk = checkpoint::most_urgent(courses, boot_now())?;
+        let serving = state.serving(vdisk).ok()?;
         serving.checkpoints.begin();
         Some((vdisk, serving.core.epoch()))
     }
@@ -125,6 +131,11 @@ impl Router {
         let listed = if exists { self.list_checkpoints(vdisk).await? } else { Vec::new() };
         let newest = checkpoint::complete(&listed).into_iter().next();
         self.delete_parts(vdisk, epoch, checkpoint::deletable(&listed, newest.as_ref())).await?;
+        if let Some(opened) = self.with_checkpoints(vdisk, epoch, |course| course.unseen())? {
+            let bytes = self.committed_since(vdisk, newest.as_ref(), opened).await?;
+            // How urgent the next one is can be said now: those that are more so come first.
+            return self.with_checkpoints(vdisk, epoch, |course| course.looked(newest, bytes));
+        }
         let is_due = self.with_checkpoints(vdisk, epoch, |course| {
             course.found(newest.clone());
             course.is_due(self.maps.written(vdisk))
@@ -141,7 +152,7 @@ impl Router {
         };
         let (number, parts) = (written.map.number, written.lens.len());
         tracing::info!(%vdisk, sco = %number, parts, "checkpoint of the page map written");
-        self.with_checkpoints(vdisk, epoch, |course| course.found(Some(written)))?;
+        self.with_checkpoints(vdisk, epoch, |course| course.wrote(written))?;
         // Only now, that a newer one is complete.
         let old = newest.iter().flat_map(Checkpoint::objects).collect();
         self.delete_parts(vdisk, epoch, old).await
@@ -156,7 +167,8 @@ impl Router {
     ) -> Result<Option<Checkpoint>, CheckpointError> {
         let ask = ReadHead { namespace: checkpoint::namespace_of(vdisk) };
         let mut head = self.ask::<_, Head>(method::READ_HEAD, &ask).await?.head;
-        let cut = self.maps.cut(vdisk, model::usize_of(self.config.map_part_size));
+        self.with_checkpoints(vdisk, epoch, Course::cut)?;
+        let cut = self.maps.cut(vdisk, model::usize_of(self.config.map_part_size), CHECKPOINT);
         let mut written: Option<Checkpoint> = None;
         loop {
             let part = cut.next().await?;
@@ -226,6 +238,33 @@ impl Router {
         Ok(())
     }
 
+    /// Bytes committed behind a checkpoint up to the object with which the vDisk was opened, or enough of them that the
+    /// next one is due.
+    async fn committed_since(
+        &self,
+        vdisk: VdiskId,
+        newest: Option<&Checkpoint>,
+        opened: Option<ObjectId>,
+    ) -> Result<u64, CheckpointError> {
+        let Some(newest) = newest else { return Ok(0) };
+        let (mut after, mut bytes) = (newest.map, 0_u64);
+        while Some(after) < opened && bytes < checkpoint::demanded(newest, self.maps.written(vdisk))
+        {
+            let ask =
+                ListObjects { namespace: vdisk.into(), after: Some(after), limit: LIST_LIMIT };
+            let page: Objects = self.ask(method::LIST_OBJECTS, &ask).await?;
+            for info in page.objects.iter().filter(|info| Some(info.object) <= opened) {
+                let clusters = Meta::decode(info.meta.clone()).map_or(0, |meta| meta.clusters);
+                bytes = bytes.saturating_add(checkpoint::committed_bytes(clusters.into()));
+            }
+            match page.objects.last() {
+                Some(last) if page.more => after = last.object,
+                Some(_) | None => break,
+            }
+        }
+        Ok(bytes)
+    }
+
     /// All objects beside the vDisk's namespace; none if there is no such namespace.
     pub(crate) async fn list_checkpoints(
         &self,
@@ -257,7 +296,7 @@ impl Router {
         &self,
         vdisk: VdiskId,
         epoch: Epoch,
-        act: impl FnOnce(&mut checkpoint::Course) -> T,
+        act: impl FnOnce(&mut Course) -> T,
     ) -> Result<T, CheckpointError> {
         let mut state = self.state();
         match state.serving(vdisk) {

@@ -166,7 +166,12 @@ impl Router {
         for committed in done {
             let tlog = match self.state().serving(vdisk) {
                 Ok(serving) => {
-                    serving.tlogs.remove(&committed.object).expect("kept since its put succeeded")
+                    let tlog = serving.tlogs.remove(&committed.object);
+                    let tlog = tlog.expect("kept since its put succeeded");
+                    // Before the map holds it: whatever is cut from the map is counted as covered.
+                    let clusters = tlog.runs.iter().map(|run| u64::from(run.count)).sum();
+                    serving.checkpoints.committed(clusters);
+                    tlog
                 }
                 Err(_) => return,
             };

@@ -39,7 +39,7 @@ proxies = ["127.0.0.1:7200", "127.0.0.1:7201"]
 # map_cache = "64MiB"
 # How often page maps of vDisks are looked after that other routers own.
 # map_follow_ms = 5000
-# SCOs of a vDisk after which its page map is written to the backend, so that whoever has no copy of it replays no more.
+# SCOs of a vDisk, at least, after which its page map is written to the backend: who has no copy replays about as many.
 # map_checkpoint_every = 4096
 # Largest object of a page map in the backend.
 # map_part_size = "4MiB"

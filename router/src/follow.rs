@@ -11,6 +11,7 @@ use model::{RouterId, VdiskId};
 use router_core::follow::{Followed, Pace, follows};
 use runtime::clock::boot_now;
 use runtime::random::jitter;
+use tokio::sync::Notify;
 use wire::facts::{RouterRecord, RouterState, key};
 use wire::router::{MapCopies, MapCopy};
 
@@ -21,6 +22,8 @@ use crate::state::Slot;
 
 /// How long an opening or a hand-over waits for a look that is under way.
 const HOLD_PATIENCE: Duration = Duration::from_secs(10);
+/// Within this most looks end by themselves; then an opening asks for the map, and a fetch is given up.
+const LOOK_PATIENCE: Duration = Duration::from_secs(1);
 const HOLD_PAUSE: Duration = Duration::from_millis(20);
 /// Rounds between two looks for maps of vDisks that are gone.
 const SWEEP_EVERY: u32 = 60;
@@ -29,6 +32,7 @@ const SWEEP_EVERY: u32 = 60;
 pub struct MapHold<'a> {
     router: &'a Router,
     vdisk: VdiskId,
+    wanted: Arc<Notify>,
 }
 
 impl Drop for MapHold<'_> {
@@ -37,31 +41,65 @@ impl Drop for MapHold<'_> {
     }
 }
 
+/// For whom a map is brought up to date.
+#[derive(Clone, Copy)]
+pub(crate) enum Asker<'a> {
+    /// Who opens or serves the vDisk.
+    Owner,
+    /// Who copies it: gives way to an opening, which wakes it.
+    Copier(&'a Notify),
+}
+
+impl Asker<'_> {
+    /// Waits for what comes from elsewhere, and may be given up, unless an opening wants the map meanwhile.
+    ///
+    /// # Errors
+    /// [`OpenError::Wanted`].
+    pub(crate) async fn unless_wanted<T>(
+        self,
+        work: impl Future<Output = T>,
+    ) -> Result<T, OpenError> {
+        match self {
+            Self::Owner => Ok(work.await),
+            Self::Copier(wanted) => tokio::select! {
+                () = wanted.notified() => Err(OpenError::Wanted),
+                done = work => Ok(done),
+            },
+        }
+    }
+}
+
 impl Router {
     /// `None`: it is served or opened here, or somebody else holds the map.
     pub(crate) fn hold_map(&self, vdisk: VdiskId) -> Option<MapHold<'_>> {
-        let held = {
-            let mut state = self.state();
-            let elsewhere = matches!(state.volumes.get(&vdisk), None | Some(Slot::Elsewhere(_)));
-            elsewhere && !state.stopping && state.following.insert(vdisk)
-        };
-        // Lazily: dropping one gives up what somebody else may hold.
-        held.then(|| MapHold { router: self, vdisk })
+        let mut state = self.state();
+        let elsewhere = matches!(state.volumes.get(&vdisk), None | Some(Slot::Elsewhere(_)));
+        if !elsewhere || state.stopping || state.following.contains_key(&vdisk) {
+            return None;
+        }
+        let wanted = Arc::new(Notify::new());
+        state.following.insert(vdisk, Arc::clone(&wanted));
+        Some(MapHold { router: self, vdisk, wanted })
     }
 
-    /// Returns when nobody follows the map; who calls this has a slot that lets nobody begin to.
+    /// Returns when nobody follows the map; who calls this has a slot that lets nobody begin to. Who fetches one gives way:
+    /// a copy holds up no opening (L6).
     ///
     /// # Errors
     /// When it takes too long.
     pub(crate) async fn until_map_is_free(&self, vdisk: VdiskId) -> Result<(), OpenError> {
         let start = boot_now();
-        while self.state().following.contains(&vdisk) {
-            if HOLD_PATIENCE < boot_now().since(start) {
+        loop {
+            let Some(wanted) = self.state().following.get(&vdisk).cloned() else { return Ok(()) };
+            let waited = boot_now().since(start);
+            if HOLD_PATIENCE < waited {
                 return Err(OpenError::Following);
+            }
+            if LOOK_PATIENCE < waited {
+                wanted.notify_one();
             }
             tokio::time::sleep(HOLD_PAUSE).await;
         }
-        Ok(())
     }
 
     /// Waits for a look at the map that is under way.
@@ -109,8 +147,8 @@ impl Router {
     }
 
     async fn look(&self, vdisk: VdiskId, pace: Pace) -> Pace {
-        let Some(_held) = self.hold_map(vdisk) else { return pace.after(0, boot_now()) };
-        match self.follow_map(vdisk).await {
+        let Some(hold) = self.hold_map(vdisk) else { return pace.after(0, boot_now()) };
+        match self.follow_map(vdisk, &hold).await {
             Ok(found) => pace.after(found, boot_now()),
             Err(error) => {
                 tracing::debug!(%vdisk, %error, "its page map can't be followed now");
@@ -123,9 +161,14 @@ impl Router {
     ///
     /// # Errors
     /// When the backend or the store can't.
-    pub(crate) async fn follow_map(&self, vdisk: VdiskId) -> Result<u64, OpenError> {
-        let (_, head, _) = self.head(vdisk).await?;
-        let found = self.bring_map(vdisk, head).await?;
+    pub(crate) async fn follow_map(
+        &self,
+        vdisk: VdiskId,
+        hold: &MapHold<'_>,
+    ) -> Result<u64, OpenError> {
+        let asker = Asker::Copier(&hold.wanted);
+        let (_, head, _) = asker.unless_wanted(self.head(vdisk)).await??;
+        let found = self.bring_map(vdisk, head, asker).await?;
         if 0 < found {
             let maps = self.maps.clone();
             tokio::task::spawn_blocking(move || maps.write_back(vdisk)).await??;

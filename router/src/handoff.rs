@@ -146,10 +146,10 @@ impl Router {
         if self.lease.current().is_none() {
             return Err(aborted("it has no session in arakoon"));
         }
-        let Some(_held) = self.hold_map_soon(vdisk).await else {
+        let Some(hold) = self.hold_map_soon(vdisk).await else {
             return Err(aborted("its page map is being prepared already"));
         };
-        match self.follow_map(vdisk).await {
+        match self.follow_map(vdisk, &hold).await {
             Ok(_) => Ok(()),
             // It couldn't serve: nobody else may take a vDisk from a router that lives and has it.
             Err(error @ (OpenError::Map(_) | OpenError::Backend(_) | OpenError::Facts(_))) => {

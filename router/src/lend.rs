@@ -2,19 +2,20 @@
 //!
 //! Whatever is on disk may be lent, own or copied, up to date or not: who reads checks it against the backend (L6).
 //!
-//! Invariant: few are lent at once, each holds one part in memory, and one that nobody asks for is given up (L8).
+//! Invariant: few are lent at once, each holds one part in memory, and one that is asked for seldom, or for too long, is
+//! given up (L8).
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use model::{Now, ScoNumber};
-use router_core::map_stream::Part;
+use router_core::map_stream::{LOAN, Part};
 use runtime::clock::boot_now;
 use wire::WireError;
 use wire::router::{MapPart, ReadMap, code};
 
-use crate::map_store::{Cut, IDLE_MAX, MapError};
+use crate::map_store::{Cut, MapError};
 use crate::router::Router;
 
 /// Maps being read at once.
@@ -41,7 +42,7 @@ impl Lent {
     /// A place for one more.
     fn begin(&self, name: u64, cut: &Arc<Cut>, now: Now) -> Result<(), WireError> {
         let mut loans = self.loans();
-        loans.retain(|_, loan| now.since(loan.asked) < IDLE_MAX);
+        loans.retain(|_, loan| now.since(loan.asked) < LOAN.idle);
         if LENT_MAX <= loans.len() {
             let message = format!("{LENT_MAX} page maps are being read here already");
             return Err(WireError::retry(code::NO_MAP, message));
@@ -80,7 +81,7 @@ impl Router {
     pub(crate) async fn lend_map(&self, ask: &ReadMap) -> Result<(MapPart, Bytes), WireError> {
         let (name, part) = if ask.cut == 0 {
             let bytes_max = model::usize_of(self.config.map_part_size).min(PART_BYTES);
-            let cut = Arc::new(self.maps.cut(ask.vdisk, bytes_max));
+            let cut = Arc::new(self.maps.cut(ask.vdisk, bytes_max, LOAN));
             // Never 0, which asks for a new one.
             let name = runtime::random::u64() | 1;
             self.lent.begin(name, &cut, boot_now())?;

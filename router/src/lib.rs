@@ -9,7 +9,7 @@
 //! | `reader` | overlay → page map → frames → bytes |
 //! | `committer` | units → SCOs in the backend → page map → freed log |
 //! | `open` | claim, raise, read head, recover, serve (P10, P18) |
-//! | `bring` | a page map up to the head: own, another router's, a checkpoint, the TLogs behind it (L6) |
+//! | `bring`, `fetch` | a page map up to the head: own, another router's, a checkpoint, the TLogs behind it (L6) |
 //! | `checkpoint`, `lend` | page maps to the backend, and to other routers |
 //! | `balance`, `load` | vDisks spread over the routers by themselves, where that is asked for; what each carries, told to all |
 //! | `handoff` | a vDisk to another router: by an operator's wish, or after a clean stop |
@@ -37,6 +37,7 @@ mod detach;
 mod directory;
 pub mod dtl;
 pub mod facts;
+mod fetch;
 mod follow;
 mod frames;
 mod handoff;

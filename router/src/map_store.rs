@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use model::{Epoch, MapGeneration, ObjectId, ScoNumber, VdiskId};
 use quick_cache::sync::Cache;
-use rocksdb::{IteratorMode, WriteBatch, WriteOptions};
+use rocksdb::{IteratorMode, WriteBatch};
 use router_core::checkpoint::Written;
 use router_core::map::{Delta, Totals};
 use router_core::page::{Page, page_key};
@@ -27,7 +27,7 @@ mod install;
 mod place;
 mod state;
 
-pub use cut::{Cut, IDLE_MAX};
+pub use cut::Cut;
 pub use install::Install;
 use place::Place;
 pub use router_core::map_state::MapState;
@@ -51,6 +51,9 @@ pub enum MapError {
     Damaged(String),
     #[error("page map of vDisk {vdisk} isn't what its state says: {problem}")]
     Mismatch { vdisk: VdiskId, problem: String },
+    /// A map from elsewhere can't be put in; what is stored is not to blame.
+    #[error("page map on its way here: {0}")]
+    Incoming(String),
     /// Also after the files were replaced: what was open must be rebuilt.
     #[error("page map of vDisk {0} isn't open")]
     Closed(VdiskId),
@@ -67,7 +70,7 @@ impl MapError {
             Self::BadPage { .. } | Self::Damaged(_) | Self::Mismatch { .. } | Self::Closed(_) => {
                 true
             }
-            Self::Store(_) | Self::Behind(_) => false,
+            Self::Store(_) | Self::Incoming(_) | Self::Behind(_) => false,
         }
     }
 }
@@ -119,6 +122,41 @@ fn seen_by(
         return Err(MapError::Behind(vdisk));
     }
     Ok(table)
+}
+
+/// State and epochs, if all that is stored agrees with them. It reads every page: less than what a stale map would
+/// cost.
+fn read_table(place: &Place, vdisk: VdiskId) -> Result<(MapState, Epochs), MapError> {
+    let mismatch = |problem: &str| MapError::Mismatch { vdisk, problem: problem.to_owned() };
+    let stored = place.with(|db| db.get(state_key(vdisk)))?;
+    let state = match stored.as_deref().map(MapState::decode) {
+        None => MapState::default(),
+        Some(Some(state)) => state,
+        Some(None) => return Err(mismatch("the state fails its checksum")),
+    };
+    let mut epochs = Epochs::new();
+    for (key, value) in place.all(b'e', vdisk)? {
+        let (Some((_, number)), Ok(epoch)) =
+            (key.split_last_chunk::<8>(), <[u8; 8]>::try_from(&value[..]))
+        else {
+            return Err(mismatch("an epoch has a wrong length"));
+        };
+        epochs.insert(ScoNumber(u64::from_be_bytes(*number)), Epoch(u64::from_le_bytes(epoch)));
+    }
+    if epochs.len() as u64 != state.epochs {
+        return Err(mismatch("some epochs are missing"));
+    }
+    let mut totals = Totals::default();
+    place.each(b'p', vdisk, |key, value| {
+        let number = state::page_of(key).ok_or_else(|| mismatch("a strange key"))?;
+        let page = Page::decode(key, value).ok_or(MapError::BadPage { vdisk, page: number })?;
+        totals.add_page(number, &page);
+        Ok(())
+    })?;
+    if totals != state.totals {
+        return Err(mismatch("some pages are missing, or not the newest"));
+    }
+    Ok((state, epochs))
 }
 
 /// What is known about a page without asking the disk.
@@ -189,11 +227,12 @@ impl MapStore {
     /// When the store fails.
     pub fn open_table(&self, vdisk: VdiskId) -> Result<MapState, MapError> {
         let _changing = self.changing(vdisk);
-        let (state, epochs) = match self.read_table(vdisk) {
+        let place = &self.shared.place;
+        let (state, epochs) = match read_table(place, vdisk) {
             Err(error) if error.is_damage() => {
                 tracing::error!(%vdisk, %error, "the page map is damaged; it is rebuilt from the backend");
                 self.erase(vdisk)?;
-                self.read_table(vdisk)?
+                read_table(place, vdisk)?
             }
             read => read?,
         };
@@ -233,41 +272,6 @@ impl MapStore {
         self.shared.place.vdisks()
     }
 
-    /// State and epochs, if all that is stored agrees with them. It reads every page: less than what a stale map would
-    /// cost.
-    fn read_table(&self, vdisk: VdiskId) -> Result<(MapState, Epochs), MapError> {
-        let mismatch = |problem: &str| MapError::Mismatch { vdisk, problem: problem.to_owned() };
-        let stored = self.shared.place.with(|db| db.get(state_key(vdisk)))?;
-        let state = match stored.as_deref().map(MapState::decode) {
-            None => MapState::default(),
-            Some(Some(state)) => state,
-            Some(None) => return Err(mismatch("the state fails its checksum")),
-        };
-        let mut epochs = Epochs::new();
-        for (key, value) in self.shared.place.all(b'e', vdisk)? {
-            let (Some((_, number)), Ok(epoch)) =
-                (key.split_last_chunk::<8>(), <[u8; 8]>::try_from(&value[..]))
-            else {
-                return Err(mismatch("an epoch has a wrong length"));
-            };
-            epochs.insert(ScoNumber(u64::from_be_bytes(*number)), Epoch(u64::from_le_bytes(epoch)));
-        }
-        if epochs.len() as u64 != state.epochs {
-            return Err(mismatch("some epochs are missing"));
-        }
-        let mut totals = Totals::default();
-        self.shared.place.each(b'p', vdisk, |key, value| {
-            let number = state::page_of(key).ok_or_else(|| mismatch("a strange key"))?;
-            let page = Page::decode(key, value).ok_or(MapError::BadPage { vdisk, page: number })?;
-            totals.add_page(number, &page);
-            Ok(())
-        })?;
-        if totals != state.totals {
-            return Err(mismatch("some pages are missing, or not the newest"));
-        }
-        Ok((state, epochs))
-    }
-
     /// The map holds every TLog of the backend: from now on readers may look.
     pub fn complete(&self, vdisk: VdiskId) {
         if let Some(table) = self.tables().get_mut(&vdisk) {
@@ -301,9 +305,7 @@ impl MapStore {
     }
 
     fn write(&self, batch: WriteBatch) -> Result<(), MapError> {
-        let mut options = WriteOptions::default();
-        options.disable_wal(true);
-        self.shared.place.with(|db| db.write_opt(batch, &options))
+        self.shared.place.with(|db| db.write_opt(batch, &place::without_log()))
     }
 
     /// Of every map that is open.

@@ -31,6 +31,7 @@ use wire::router::UnmapKind;
 use crate::backend::BackendError;
 use crate::dtl::peers::ReadError;
 use crate::facts::{Change as RecordChange, FactsError, Read};
+use crate::follow::Asker;
 use crate::log_disk::LogDiskError;
 use crate::map_store::{MapError, MapState};
 use crate::protect::opening_of;
@@ -78,6 +79,8 @@ pub enum OpenError {
     Deleting,
     #[error("its page map is just being brought up to date")]
     Following,
+    #[error("an opening of the vDisk wants its page map")]
+    Wanted,
     #[error("the router is stopping")]
     Stopping,
     #[error("a task of recovery failed: {0}")]
@@ -104,6 +107,7 @@ impl OpenError {
             | Self::LaterClaim
             | Self::Deleting
             | Self::Following
+            | Self::Wanted
             | Self::Stopping
             | Self::Task(_) => false,
         }
@@ -200,7 +204,7 @@ impl Router {
         let raise = RaiseEpoch { namespace: vdisk.into(), epoch };
         self.backend.call::<_, ()>(method::RAISE_EPOCH, &raise, Bytes::new(), PATIENCE).await?;
         let (head_lsn, head, head_meta) = self.head(vdisk).await?;
-        let followed = self.bring_map(vdisk, head).await?;
+        let followed = self.bring_map(vdisk, head, Asker::Owner).await?;
         let objects = head.map_or(0, |head| head.number.0);
         let head_state = self.head_state(head, head_lsn, head_meta.as_ref()).await?;
         let unit_clusters = self.unit_clusters(&claimed.value).await?;
@@ -222,7 +226,7 @@ impl Router {
         };
         let mut serving = Serving::new(core, claimed.value, attachments, objects);
         serving.map_followed = followed;
-        serving.checkpoints = Course::new(self.config.map_checkpoint_every);
+        serving.checkpoints = Course::new(self.config.map_checkpoint_every, head);
         serving.protection = protection;
         self.begin(serving)?;
         Ok(epoch)
@@ -439,6 +443,7 @@ fn judge(error: &OpenError) -> Verdict {
         | OpenError::LaterClaim
         | OpenError::Deleting
         | OpenError::Following
+        | OpenError::Wanted
         | OpenError::Stopping
         | OpenError::Task(_) => Verdict::Again(error.to_string()),
     }

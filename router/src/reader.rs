@@ -97,7 +97,7 @@ impl From<MapError> for ReadError {
             | MapError::Mismatch { .. }
             | MapError::Closed(_) => Self::MapDamaged(error.to_string()),
             MapError::Behind(_) => Self::MapBehind(error.to_string()),
-            MapError::Store(_) => Self::Map(error.to_string()),
+            MapError::Store(_) | MapError::Incoming(_) => Self::Map(error.to_string()),
         }
     }
 }

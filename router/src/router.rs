@@ -13,7 +13,7 @@ use runtime::clock::boot_now;
 use runtime::events::Events;
 use runtime::peer::Identity;
 use runtime::shutdown::Shutdown;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use wire::WireError;
 use wire::common::Severity;
 use wire::router::{RouterAddress, code};
@@ -25,6 +25,7 @@ use crate::dtl::peers::Peers;
 use crate::dtl::server::TargetServer;
 use crate::dtl::ties::Ties;
 use crate::facts::Facts;
+use crate::fetch::FETCHED_MAX;
 use crate::frames::{Frames, ReadError};
 use crate::lease::Lease;
 use crate::lend::Lent;
@@ -64,6 +65,8 @@ pub struct Router {
     pub checkpoints: Notify,
     /// Page maps that other routers are reading.
     pub lent: Lent,
+    /// The right to fetch one, first come first served.
+    pub fetching: Semaphore,
     /// Ends the tasks of this router.
     pub stop: Shutdown,
     /// Set when the router can't go on: why.
@@ -113,6 +116,7 @@ impl Router {
             append: Notify::new(),
             checkpoints: Notify::new(),
             lent: Lent::default(),
+            fetching: Semaphore::new(FETCHED_MAX),
             stop: Shutdown::new(),
             failure: Mutex::default(),
         })

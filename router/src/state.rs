@@ -235,7 +235,7 @@ impl Serving {
             demand: Demand::new(boot_now()),
             protection: None,
             map_followed: 0,
-            checkpoints: Course::new(u64::MAX),
+            checkpoints: Course::new(u64::MAX, None),
         }
     }
 
@@ -388,8 +388,8 @@ pub struct State {
     pub stopping: bool,
     /// Takes no further vDisks, by an operator's wish.
     pub draining: bool,
-    /// vDisks of others whose page maps are brought up to date here before they change hands.
-    pub following: BTreeSet<VdiskId>,
+    /// vDisks of others whose page maps are brought up to date here before they change hands; woken where an opening wants one.
+    pub following: BTreeMap<VdiskId, Arc<Notify>>,
     /// vDisks served with a DTL.
     pub protected: BTreeSet<VdiskId>,
     /// Served in this life of the process: what the scan found of them says nothing any more.
@@ -429,7 +429,7 @@ impl State {
             log_problem: None,
             stopping: false,
             draining: false,
-            following: BTreeSet::new(),
+            following: BTreeMap::new(),
             protected: BTreeSet::new(),
             served: BTreeSet::new(),
             gaps: BTreeMap::new(),

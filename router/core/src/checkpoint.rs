@@ -30,9 +30,13 @@ const VERSION: u8 = 1;
 /// After a checkpoint that couldn't be written; doubles up to the longest.
 const PAUSE: Duration = Duration::from_secs(10);
 const PAUSE_MAX: Duration = Duration::from_secs(600);
-/// Mapped clusters for each of which a large map waits for one SCO more: with full SCOs of 4 MiB, checkpoints write no more
-/// than an eighth of what users write (P26).
-const MAPPED_PER_SCO: u64 = (4 << 20) / 8 / 8;
+/// Bytes committed for each byte of a checkpoint: however small the SCOs are, checkpoints write no more than an eighth of
+/// what users write (P26).
+const COMMITTED_PER_BYTE: u64 = 8;
+/// Of a mapped cluster in a full page.
+const LOCATION_BYTES: u64 = 8;
+/// Of [`Urgency::Due`]: a checkpoint is due now.
+const DUE: u64 = 1 << 10;
 /// Tells the two namespaces of a vDisk apart; ids are drawn from all 128 bits.
 const BESIDE: u128 = u128::from_be_bytes(*b"map checkpoints\0");
 
@@ -120,6 +124,10 @@ impl Checkpoint {
     pub fn objects(&self) -> impl Iterator<Item = ObjectId> {
         (0..self.lens.len()).filter_map(|index| Some(self.object(index)?.0))
     }
+
+    fn bytes(&self) -> u64 {
+        self.lens.iter().map(|len| u64::from(*len)).sum()
+    }
 }
 
 /// All complete checkpoints of a whole listing, newest first.
@@ -176,13 +184,35 @@ pub struct Written {
     pub mapped: u64,
 }
 
+/// What a SCO with so many clusters counts as. One that only unmaps costs the backend something, too.
+#[must_use]
+pub const fn committed_bytes(clusters: u64) -> u64 {
+    let clusters = if clusters == 0 { 1 } else { clusters };
+    clusters.saturating_mul(model::CLUSTER_SIZE)
+}
+
+/// What is to be done for a vDisk, the most urgent last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Urgency {
+    /// A checkpoint: how often what one takes has come since the newest, in parts of [`DUE`].
+    Due(u64),
+    /// Nobody knows yet what lies there. It is cheap, and says how urgent the rest is.
+    Look,
+}
+
 /// When the owner of a vDisk looks after its checkpoints, and writes one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Course {
-    /// SCOs from one checkpoint to the next.
+    /// SCOs from one checkpoint to the next, at least.
     every: u64,
+    /// The head when the vDisk was opened: what came behind it is counted.
+    opened: Option<ObjectId>,
     /// `None`: nobody has looked yet.
     newest: Option<Option<Checkpoint>>,
+    /// Committed since the newest one.
+    bytes: u64,
+    /// Of those, what the one that is being written covers.
+    covered: u64,
     under_way: bool,
     /// Not before, after a failure.
     not_before: Now,
@@ -191,9 +221,17 @@ pub struct Course {
 
 impl Course {
     #[must_use]
-    pub const fn new(every: u64) -> Self {
-        let not_before = Now(Duration::ZERO);
-        Self { every, newest: None, under_way: false, not_before, pause: PAUSE }
+    pub const fn new(every: u64, opened: Option<ObjectId>) -> Self {
+        Self {
+            every,
+            opened,
+            newest: None,
+            bytes: 0,
+            covered: 0,
+            under_way: false,
+            not_before: Now(Duration::ZERO),
+            pause: PAUSE,
+        }
     }
 
     /// The newest complete checkpoint, once somebody looked.
@@ -202,30 +240,74 @@ impl Course {
         self.newest.as_ref().and_then(Option::as_ref)
     }
 
+    /// The head when the vDisk was opened, if nobody has looked yet.
+    #[must_use]
+    pub const fn unseen(&self) -> Option<Option<ObjectId>> {
+        if self.newest.is_none() { Some(self.opened) } else { None }
+    }
+
     /// A checkpoint of the map as it is on disk would be far enough from the newest one.
     #[must_use]
     pub fn is_due(&self, written: Written) -> bool {
-        let number = |object: Option<ObjectId>| object.map_or(0, |object| object.number.0);
-        let Some(newest) = &self.newest else { return false };
-        let newest = number(newest.as_ref().map(|newest| newest.map));
-        let every = self.every.max(written.mapped / MAPPED_PER_SCO);
-        every <= number(written.object).saturating_sub(newest)
+        self.overdue(written).is_some_and(|overdue| DUE <= overdue)
     }
 
-    /// Something is to be done now: to look, or to write.
+    fn overdue(&self, written: Written) -> Option<u64> {
+        let newest = self.newest.as_ref()?.as_ref();
+        let number = |object: Option<ObjectId>| object.map_or(0, |object| object.number.0);
+        let scos = number(written.object).saturating_sub(number(newest.map(|newest| newest.map)));
+        // Before the first one all that is mapped was committed: hundreds of times what it takes.
+        let by_bytes =
+            newest.map_or(u64::MAX, |newest| times(self.bytes, demanded(newest, written)));
+        Some(times(scos, self.every).min(by_bytes))
+    }
+
+    /// What is to be done now, if anything.
+    #[must_use]
+    pub fn urgency(&self, written: Written, now: Now) -> Option<Urgency> {
+        if self.under_way || now < self.not_before {
+            return None;
+        }
+        match self.overdue(written) {
+            None => Some(Urgency::Look),
+            Some(overdue) => (DUE <= overdue).then_some(Urgency::Due(overdue)),
+        }
+    }
+
     #[must_use]
     pub fn wants(&self, written: Written, now: Now) -> bool {
-        let wanted = self.newest.is_none() || self.is_due(written);
-        wanted && !self.under_way && self.not_before <= now
+        self.urgency(written, now).is_some()
     }
 
     pub const fn begin(&mut self) {
         self.under_way = true;
     }
 
+    /// The first look: what lies there, and what was committed from it up to where the vDisk was opened.
+    pub fn looked(&mut self, newest: Option<Checkpoint>, bytes: u64) {
+        self.newest = Some(newest);
+        self.bytes = self.bytes.saturating_add(bytes);
+    }
+
     /// This is what lies there.
     pub fn found(&mut self, newest: Option<Checkpoint>) {
         self.newest = Some(newest);
+    }
+
+    /// A SCO with so many clusters was committed.
+    pub const fn committed(&mut self, clusters: u64) {
+        self.bytes = self.bytes.saturating_add(committed_bytes(clusters));
+    }
+
+    /// The map on disk is read from now on. It lacks a few SCOs that count as covered: the next one comes a little later.
+    pub const fn cut(&mut self) {
+        self.covered = self.bytes;
+    }
+
+    /// One was written, of the map that was cut last.
+    pub fn wrote(&mut self, checkpoint: Checkpoint) {
+        self.newest = Some(Some(checkpoint));
+        self.bytes = self.bytes.saturating_sub(std::mem::take(&mut self.covered));
     }
 
     pub fn done(&mut self) {
@@ -236,6 +318,36 @@ impl Course {
         (self.under_way, self.not_before) = (false, now.plus(self.pause));
         self.pause = (self.pause * 2).min(PAUSE_MAX);
     }
+}
+
+/// Bytes that must be committed from this checkpoint to the next.
+#[must_use]
+pub fn demanded(newest: &Checkpoint, written: Written) -> u64 {
+    // The next one is about as large as this one: what widely scattered pages take is known only from that.
+    let bytes = newest.bytes().max(written.mapped.saturating_mul(LOCATION_BYTES));
+    bytes.saturating_mul(COMMITTED_PER_BYTE)
+}
+
+/// `have / need` in parts of [`DUE`].
+fn times(have: u64, need: u64) -> u64 {
+    let parts = u128::from(have) * u128::from(DUE) / u128::from(need.max(1));
+    u64::try_from(parts).unwrap_or(u64::MAX)
+}
+
+/// Whose turn it is: the most urgent, not the lowest id, else some would never be served where there is more to do than a
+/// router can (L8).
+pub fn most_urgent<'a>(
+    courses: impl Iterator<Item = (VdiskId, &'a Course, Written)>,
+    now: Now,
+) -> Option<VdiskId> {
+    let mut best: Option<(VdiskId, Urgency)> = None;
+    for (vdisk, course, written) in courses {
+        let Some(urgency) = course.urgency(written, now) else { continue };
+        if best.is_none_or(|(_, best)| best < urgency) {
+            best = Some((vdisk, urgency));
+        }
+    }
+    best.map(|(vdisk, _)| vdisk)
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! A page map read out as a whole, part by part, while it goes on changing: all parts are of one moment.
 //!
 //! A thread of its own holds RocksDB's view of that moment and reads only as far as somebody asks; parts wait in memory
-//! one at a time. It ends when nobody asks for long, and when the database must be replaced, which waits for it.
+//! one at a time. It ends when nobody asks for long, when all of it takes too long, and when the database must be
+//! replaced, which waits for it.
 //!
 //! Invariant: the last part is given out only if number and digest of all pages are what the state says (L5).
 
@@ -10,13 +11,11 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use model::{Epoch, ScoNumber, VdiskId};
-use router_core::map_stream::{Assembly, Cutter, Part};
+use router_core::map_stream::{Assembly, Cutter, Limits, Part};
 use tokio::sync::oneshot;
 
 use super::{MapError, MapState, MapStore, state};
 
-/// A view that nobody asks anything of keeps old files from being removed.
-pub const IDLE_MAX: Duration = Duration::from_secs(30);
 /// Between two looks whether the database must be replaced.
 const TICK: Duration = Duration::from_millis(100);
 
@@ -31,11 +30,13 @@ pub struct Cut {
 impl MapStore {
     /// The map of this vDisk as it is on disk now, in parts of at most so many bytes.
     #[must_use]
-    pub fn cut(&self, vdisk: VdiskId, bytes_max: usize) -> Cut {
+    pub fn cut(&self, vdisk: VdiskId, bytes_max: usize, limits: Limits) -> Cut {
         let (asks, asked) = sync_channel(1);
         let store = self.clone();
         tokio::task::spawn_blocking(move || {
-            let mut out = Out { store: &store, vdisk, asked, assembly: Assembly::new(vdisk) };
+            let (assembly, began) = (Assembly::new(vdisk), Instant::now());
+            let life = limits.whole;
+            let mut out = Out { store: &store, vdisk, asked, assembly, limits, began, life };
             if let Err(error) = out.read(bytes_max) {
                 tracing::debug!(%vdisk, %error, "a page map isn't read out to the end");
                 out.fail(error);
@@ -65,6 +66,10 @@ struct Out<'a> {
     vdisk: VdiskId,
     asked: Receiver<Ask>,
     assembly: Assembly,
+    limits: Limits,
+    began: Instant,
+    /// Until all of it must be read out; longer once its size is known.
+    life: Duration,
 }
 
 impl Out<'_> {
@@ -108,6 +113,7 @@ impl Out<'_> {
             problem: error.to_string(),
         };
         self.assembly.take(&part).map_err(wrong)?;
+        self.life = self.limits.life(part.state.totals.mapped);
         if part.last {
             self.assembly.finish().map_err(wrong)?;
         }
@@ -123,19 +129,21 @@ impl Out<'_> {
         }
     }
 
-    /// `None`: nobody asks any more, or the database must be given up.
+    /// `None`: nobody asks any more, all of it took too long, or the database must be given up.
     fn ask(&self) -> Option<Ask> {
         let start = Instant::now();
         loop {
             let asked = self.asked.recv_timeout(TICK);
-            // However eagerly somebody asks: all other maps wait for the replacement.
-            if self.store.shared.place.is_suspect() {
+            // However eagerly somebody asks: all other maps wait for the replacement, and old files for the end of this.
+            if self.store.shared.place.is_suspect() || self.life <= self.began.elapsed() {
                 return None;
             }
             match asked {
                 Ok(ask) => return Some(ask),
                 Err(RecvTimeoutError::Disconnected) => return None,
-                Err(RecvTimeoutError::Timeout) if IDLE_MAX < start.elapsed() => return None,
+                Err(RecvTimeoutError::Timeout) if self.limits.idle < start.elapsed() => {
+                    return None;
+                }
                 Err(RecvTimeoutError::Timeout) => {}
             }
         }

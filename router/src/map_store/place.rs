@@ -13,13 +13,15 @@ use std::sync::{PoisonError, RwLock};
 use model::VdiskId;
 use rocksdb::{
     BlockBasedOptions, DB, DBCompressionType, Direction, ErrorKind, IngestExternalFileOptions,
-    IteratorMode, Options, ReadOptions,
+    IteratorMode, Options, ReadOptions, WriteOptions,
 };
 use runtime::rocks_logs;
 
 use super::MapError;
 use super::state::{self, kind_range};
 
+/// A key of no kind.
+const PROBE: &[u8] = b"?";
 /// Read ahead of a walk over a whole map.
 const AHEAD_BYTES: usize = 1 << 20;
 
@@ -70,8 +72,27 @@ fn begin_anew(dir: &Path) -> Result<DB, MapError> {
 /// Bad files, as opposed to a disk that is full or an operation that may work later.
 fn is_damage(error: &rocksdb::Error) -> bool {
     let kind = error.kind();
-    let is_io = kind == ErrorKind::IOError && !error.as_ref().contains("No space");
-    kind == ErrorKind::Corruption || is_io
+    kind == ErrorKind::Corruption || kind == ErrorKind::IOError && !is_full(error)
+}
+
+/// No room on the disk, or more than this user may have.
+pub(super) fn is_full(error: &rocksdb::Error) -> bool {
+    let text: &str = error.as_ref();
+    text.contains("No space") || text.contains("quota exceeded")
+}
+
+/// Links the file where that is possible, else copies it.
+fn ingest(db: &DB, file: &Path) -> Result<(), rocksdb::Error> {
+    let mut options = IngestExternalFileOptions::default();
+    options.set_move_files(true);
+    db.ingest_external_file_opts(&options, vec![file])
+}
+
+/// As all writes here: what is lost is derived (L6).
+pub(super) fn without_log() -> WriteOptions {
+    let mut options = WriteOptions::default();
+    options.disable_wal(true);
+    options
 }
 
 impl Place {
@@ -195,11 +216,58 @@ impl Place {
         Ok(dir.join(format!("{vdisk}.sst")))
     }
 
-    /// Takes in all rows of a file at once.
+    /// Takes in all rows of a file at once, which was tried before ([`Self::trial`]).
+    ///
+    /// # Errors
+    /// [`MapError::Incoming`] when that can't be done and the database is as good as before.
     pub(super) fn ingest(&self, file: &Path) -> Result<(), MapError> {
-        let mut options = IngestExternalFileOptions::default();
-        options.set_move_files(true);
-        self.with(|db| db.ingest_external_file_opts(&options, vec![file]))
+        let mut failed = None;
+        self.with(|db| match ingest(db, file) {
+            // A block that can't be believed isn't of the file, which was read through.
+            Err(error) if error.kind() == ErrorKind::Corruption => Err(error),
+            Err(error) => {
+                failed = Some(error);
+                // The file couldn't be linked or synced, or the database couldn't write what belongs to it: then it
+                // writes nothing more, and says so when it is asked to.
+                db.delete_opt(PROBE, &without_log())?;
+                db.flush()
+            }
+            Ok(()) => Ok(()),
+        })?;
+        match failed {
+            None => Ok(()),
+            Some(error) if is_full(&error) => Err(MapError::Store(error.to_string())),
+            Some(error) => Err(MapError::Incoming(error.to_string())),
+        }
+    }
+
+    /// A database of its own for one file, so that it can be read through: what is wrong with it is damage of that one.
+    ///
+    /// # Errors
+    /// When the file can't be taken in.
+    pub(super) fn trial(dir: &Path, file: &Path) -> Result<Self, MapError> {
+        let _ = std::fs::remove_dir_all(dir);
+        let mut options = options();
+        // The file must stay what it is.
+        options.set_disable_auto_compactions(true);
+        let db = DB::open(&options, dir);
+        let db = db.map_err(|error| MapError::Store(error.to_string()))?;
+        let (db, suspect) = (RwLock::new(Some(db)), AtomicBool::new(false));
+        let trial = Self { dir: dir.to_owned(), db, suspect };
+        trial.with(|db| ingest(db, file))?;
+        Ok(trial)
+    }
+
+    /// Where the file of a [`Self::trial`] lies now.
+    ///
+    /// # Errors
+    /// When it isn't there.
+    pub(super) fn only_file(&self) -> Result<PathBuf, MapError> {
+        let files = self.with(DB::live_files)?;
+        match &files[..] {
+            [file] => Ok(self.dir.join(file.name.trim_start_matches('/'))),
+            _ => Err(MapError::Incoming(format!("it is in {} files", files.len()))),
+        }
     }
 
     /// Every vDisk that has a state.

@@ -4,11 +4,12 @@ use super::*;
 use model::{Cluster, ClusterRange, Lsn};
 use proptest::prelude::*;
 use router_core::map::MemoryMap;
-use router_core::map_stream::{PART_MIN, Part};
+use router_core::map_stream::{LOAN, PART_MIN, Part};
 use router_core::page::{PAGE_CLUSTERS, place};
 use router_core::tlog::Run;
 
 mod files;
+mod incoming;
 
 const VDISK: VdiskId = VdiskId(77);
 
@@ -215,7 +216,7 @@ fn a_tlog_that_does_not_join_is_refused() {
 }
 
 async fn all_parts(store: &MapStore, bytes_max: usize) -> Result<Vec<Part>, MapError> {
-    let cut = store.cut(VDISK, bytes_max);
+    let cut = store.cut(VDISK, bytes_max, LOAN);
     let mut parts = Vec::new();
     loop {
         parts.push(cut.next().await?);
@@ -248,7 +249,7 @@ fn a_map_read_out_while_it_changes_is_that_of_one_moment_and_can_be_put_in_elsew
         store.write_back(VDISK).unwrap();
         let state = store.state(VDISK).unwrap();
         assert_eq!(store.written(VDISK).object, state.object);
-        let cut = store.cut(VDISK, PART_MIN);
+        let cut = store.cut(VDISK, PART_MIN, LOAN);
         let mut parts = vec![cut.next().await.unwrap()];
         // It goes on meanwhile: written over, dropped, written back.
         store.apply(&tlog(61, &[(0, 1 << 32)], &[(9, 1)])).unwrap();
@@ -313,13 +314,13 @@ fn a_map_that_is_read_out_gives_way_when_the_files_are_replaced() {
         store.open_table(VDISK).unwrap();
         scattered(&store, 1..=60);
         store.write_back(VDISK).unwrap();
-        let cut = store.cut(VDISK, PART_MIN);
+        let cut = store.cut(VDISK, PART_MIN, LOAN);
         assert!(!cut.next().await.unwrap().last);
         overwrite_tables(&dir);
         let (opening, start) = (store.clone(), std::time::Instant::now());
         let opened = tokio::task::spawn_blocking(move || opening.open_table(VDISK)).await.unwrap();
         assert_eq!(opened.unwrap(), MapState::default());
-        assert!(start.elapsed() < IDLE_MAX, "it waited for who reads");
+        assert!(start.elapsed() < LOAN.idle, "it waited for who reads");
         assert!(cut.next().await.is_err());
     });
 }

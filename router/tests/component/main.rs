@@ -19,6 +19,7 @@ mod follow;
 mod gap;
 mod handoff;
 mod loss;
+mod maps;
 mod mode;
 mod orphans;
 mod sessions;

@@ -238,6 +238,17 @@ impl World {
         self.dir.path().join(name)
     }
 
+    /// Overwrites the tables of the first router's page maps.
+    pub fn spoil_maps(&self) {
+        for entry in std::fs::read_dir(self.path("router-1").join("map")).unwrap() {
+            let path = entry.unwrap().path();
+            if path.extension().is_some_and(|extension| extension == "sst") {
+                let len = std::fs::metadata(&path).unwrap().len();
+                std::fs::write(&path, vec![0x5a; usize::try_from(len).unwrap()]).unwrap();
+            }
+        }
+    }
+
     /// Removes a part of the first router's data.
     pub fn remove(&self, what: &str) {
         std::fs::remove_dir_all(self.path("router-1").join(what)).unwrap();

@@ -67,26 +67,28 @@ fn a_meta_has_these_bytes() {
     assert_eq!(namespace_of(VdiskId(0)).0.to_be_bytes(), *b"map checkpoints\0");
 }
 
+fn of_map(map: u64, len: u32) -> Checkpoint {
+    Checkpoint { map: object(1, map), last_lsn: Lsn(map), first: object(1, 1), lens: vec![len] }
+}
+
 #[test]
 fn one_is_written_every_so_many_scos_and_not_at_once_again_after_a_failure() {
-    let mut course = Course::new(100);
+    let mut course = Course::new(100, None);
     let now = Now::default();
     let none = Written::default();
     let at = |number| Written { object: Some(object(1, number)), mapped: 0 };
-    assert!(course.wants(none, now), "somebody has to look first");
+    assert_eq!(course.urgency(none, now), Some(Urgency::Look), "somebody has to look first");
     assert!(!course.is_due(at(1000)));
     course.begin();
     assert!(!course.wants(none, now), "one at a time");
-    course.found(None);
+    course.looked(None, 0);
     course.done();
     assert!(!course.wants(at(99), now) && course.wants(at(100), now));
-    let newest =
-        Checkpoint { map: object(1, 100), last_lsn: Lsn(1), first: object(1, 1), lens: vec![1] };
-    course.found(Some(newest));
+    course.cut();
+    course.wrote(of_map(100, 1));
+    assert!(!course.wants(at(200), now), "nothing was committed");
+    course.committed(1);
     assert!(!course.wants(at(199), now) && course.wants(at(200), now));
-    // A large map costs as much as it writes seldom: 2 TiB, 4 GiB each.
-    let large = |number| Written { mapped: 2 << 28, ..at(number) };
-    assert!(!course.is_due(large(100 + 8191)) && course.is_due(large(100 + 8192)));
     let mut later = now;
     for pause in [10, 20, 40, 80, 160, 320, 600, 600] {
         course.begin();
@@ -94,6 +96,184 @@ fn one_is_written_every_so_many_scos_and_not_at_once_again_after_a_failure() {
         assert!(!course.wants(at(200), later.plus(Duration::from_secs(pause - 1))));
         later = later.plus(Duration::from_secs(pause));
         assert!(course.wants(at(200), later));
+    }
+}
+
+/// A large map costs as much as it writes seldom, in bytes: SCOs may be of any size.
+#[test]
+fn one_is_due_once_eight_times_its_bytes_were_committed_since() {
+    let sco = |mib: u64| mib << 20 >> 12;
+    let of_2_tib = Written { object: Some(object(1, 1 << 40)), mapped: 2 << 28 };
+    for mib in [1, 4, 64] {
+        let mut course = Course::new(100, None);
+        course.looked(Some(of_map(100, 1)), 0);
+        let scos = (32 << 10) / mib;
+        (1..scos).for_each(|_| course.committed(sco(mib)));
+        assert!(!course.is_due(of_2_tib), "{mib} MiB");
+        course.committed(sco(mib));
+        assert!(course.is_due(of_2_tib), "{mib} MiB");
+    }
+    // What widely scattered pages take beyond that is known from the one before.
+    let few = Written { mapped: 1, ..of_2_tib };
+    let mut course = Course::new(100, None);
+    course.looked(Some(of_map(100, 1 << 20)), 0);
+    (1..8 << 8).for_each(|_| course.committed(1));
+    assert!(!course.is_due(few));
+    // One that only unmaps counts, too, else its TLogs were followed for ever.
+    course.committed(0);
+    assert!(course.is_due(few));
+    // Owners before this one may have written nearly enough.
+    let mut course = Course::new(100, None);
+    course.looked(Some(of_map(100, 1 << 20)), (8 << 20) - 1);
+    assert!(!course.is_due(few));
+    course.committed(1);
+    assert!(course.is_due(few));
+}
+
+#[test]
+fn what_is_committed_while_one_is_written_counts_for_the_next() {
+    let mut course = Course::new(1, None);
+    course.looked(Some(of_map(1, 4096)), 0);
+    let at = |number| Written { object: Some(object(1, number)), mapped: 1 };
+    (0..8).for_each(|_| course.committed(1));
+    assert!(course.is_due(at(9)));
+    course.cut();
+    (0..7).for_each(|_| course.committed(1));
+    course.wrote(of_map(9, 4096));
+    assert!(!course.is_due(at(16)));
+    course.committed(1);
+    assert!(course.is_due(at(17)));
+    // One that wasn't finished covers nothing.
+    course.cut();
+    assert!(course.is_due(at(17)));
+}
+
+/// A vDisk that is written to: SCOs of so many clusters, some of them mapped for the first time.
+struct Vdisk {
+    course: Course,
+    scos: Vec<u64>,
+    mapped: u64,
+    newest: Option<Checkpoint>,
+    checkpoints: u64,
+}
+
+impl Vdisk {
+    fn written(&self) -> Written {
+        let number = self.scos.len() as u64;
+        let object = (0 < number).then(|| object(1, number));
+        Written { object, mapped: self.mapped }
+    }
+
+    fn open(every: u64, old: Option<Self>) -> Self {
+        let (scos, mapped, newest, checkpoints) = old.map_or((Vec::new(), 0, None, 0), |old| {
+            (old.scos, old.mapped, old.newest, old.checkpoints)
+        });
+        let mut opened =
+            Self { course: Course::new(every, None), scos, mapped, newest, checkpoints };
+        opened.course = Course::new(every, opened.written().object);
+        opened
+    }
+
+    fn commit(&mut self, clusters: u64, new: u64) {
+        self.scos.push(committed_bytes(clusters));
+        self.mapped += new.min(clusters);
+        self.course.committed(clusters);
+    }
+
+    /// As a router does: looks first, then writes.
+    fn serve(&mut self, bytes_per_mapped: u64) {
+        let written = self.written();
+        if let Some(opened) = self.course.unseen() {
+            let number =
+                |object: Option<ObjectId>| object.map_or(0, |o| model::usize_of(o.number.0));
+            let since = number(self.newest.as_ref().map(|newest| newest.map))..number(opened);
+            let bytes = self.scos[since].iter().sum();
+            self.course.looked(self.newest.clone(), bytes);
+        } else if self.course.is_due(written) {
+            self.course.cut();
+            let len = self.mapped * bytes_per_mapped;
+            let newest = of_map(self.scos.len() as u64, u32::try_from(len).unwrap());
+            self.checkpoints += len;
+            self.newest = Some(newest.clone());
+            self.course.wrote(newest);
+        }
+    }
+}
+
+proptest! {
+    /// P26, however small the SCOs are, however widely their clusters are scattered, and however often it is opened anew.
+    #[test]
+    fn checkpoints_write_no_more_than_an_eighth_of_what_users_write(
+        every in 1u64..20,
+        bytes_per_mapped in 8u64..=26,
+        steps in proptest::collection::vec((0u64..40, 0u64..40, 0u8..30), 1..600),
+    ) {
+        let mut vdisk = Vdisk::open(every, None);
+        for (clusters, new, then) in steps {
+            vdisk.commit(clusters, new);
+            match then {
+                0 => vdisk = Vdisk::open(every, Some(vdisk)),
+                1..15 => vdisk.serve(bytes_per_mapped),
+                _ => {}
+            }
+            // Each is larger than the one before by what was newly mapped, which is little beside the data themselves.
+            let committed: u64 = vdisk.scos.iter().sum();
+            prop_assert!(vdisk.checkpoints * 7 <= committed, "{} of {}", vdisk.checkpoints, committed);
+        }
+        // And it does come to one: what is replayed is bounded.
+        let demanded = vdisk.newest.as_ref().map_or(0, |newest| demanded(newest, vdisk.written()));
+        let (before, largest) = (vdisk.newest.clone(), every.max(demanded / 4096 + 1));
+        for _ in 0..largest + 2 {
+            vdisk.commit(1, 0);
+            vdisk.serve(bytes_per_mapped);
+        }
+        prop_assert_ne!(vdisk.newest, before);
+    }
+
+    #[test]
+    fn the_most_overdue_is_served_first(
+        known in proptest::collection::btree_map(any::<u128>(), (any::<bool>(), 0u64..400, 0u64..400, any::<bool>()), 0..12),
+    ) {
+        let now = Now::default();
+        let courses: BTreeMap<VdiskId, (Course, Written)> = known.into_iter().map(|(id, (looked, scos, clusters, busy))| {
+            let mut course = Course::new(100, None);
+            if looked {
+                course.looked(Some(of_map(100, 4096)), 0);
+            }
+            course.committed(clusters);
+            if busy {
+                course.begin();
+            }
+            (VdiskId(id), (course, Written { object: Some(object(1, 100 + scos)), mapped: 0 }))
+        }).collect();
+        let all = || courses.iter().map(|(id, (course, written))| (*id, course, *written));
+        let chosen = most_urgent(all(), now);
+        let urgency = |id: VdiskId| courses[&id].0.urgency(courses[&id].1, now);
+        let best = all().filter_map(|(id, _, _)| urgency(id)).max();
+        prop_assert_eq!(chosen.and_then(urgency), best);
+        prop_assert_eq!(chosen.is_some(), best.is_some());
+    }
+
+    /// More to do than can be done: all have their turn, those that are written to more have it more often.
+    #[test]
+    fn nobody_waits_for_ever_where_there_is_too_much_to_do(
+        rates in proptest::collection::vec(1u64..4, 2..12),
+        every in 1u64..4,
+    ) {
+        let mut vdisks: Vec<Vdisk> = rates.iter().map(|_| Vdisk::open(every, None)).collect();
+        let rounds = 2 * rates.len() as u64 + 4 * 3 * rates.len() as u64 + every;
+        for _ in 0..rounds {
+            for (vdisk, rate) in vdisks.iter_mut().zip(&rates) {
+                (0..*rate).for_each(|_| vdisk.commit(64, 1));
+            }
+            let all = vdisks.iter().zip(1..).map(|(vdisk, id)| (VdiskId(id), &vdisk.course, vdisk.written()));
+            if let Some(VdiskId(id)) = most_urgent(all, Now::default()) {
+                vdisks[usize::try_from(id).unwrap() - 1].serve(8);
+            }
+        }
+        for (vdisk, at) in vdisks.iter().zip(0..) {
+            prop_assert!(vdisk.newest.is_some(), "vDisk {} of {:?} was never served", at, &rates);
+        }
     }
 }
 

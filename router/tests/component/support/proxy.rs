@@ -18,6 +18,7 @@ use wire::proxy::{
 use super::gate::Gate;
 use super::reply;
 
+#[derive(Clone)]
 struct Object {
     payload: Bytes,
     meta: Bytes,
@@ -47,7 +48,35 @@ pub struct FakeProxy {
     reads: AtomicU64,
     /// Objects can't be rebuilt.
     unreadable: AtomicBool,
+    /// What befalls messages of these methods about a namespace beside a vDisk's, or about a vDisk's own.
+    troubles: Mutex<BTreeMap<(u16, Beside), Trouble>>,
+    /// Messages that wait for an answer.
+    silenced: Mutex<Vec<(Request, Responder)>>,
+    /// Before the read of this number, from 0, of an object beside a vDisk's namespace.
+    at_part: Mutex<Option<(usize, AtPart)>>,
+    /// Parts that are being read, and how many at most were at a time.
+    parts_read: Mutex<(usize, usize)>,
 }
+
+type AtPart = Box<dyn FnOnce(&FakeProxy) + Send>;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Beside {
+    Yes,
+    No,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Trouble {
+    /// No answer comes until all is well again.
+    Silent,
+    /// It can't be done now.
+    Out,
+}
+
+/// What lies in a namespace.
+#[derive(Default)]
+pub struct Contents(BTreeMap<ObjectId, Object>);
 
 /// With what every message passes, and what those pass that are about a namespace beside a vDisk's.
 pub struct Server(pub Arc<FakeProxy>, pub Arc<Gate>, pub Arc<Gate>);
@@ -68,6 +97,63 @@ impl FakeProxy {
     /// Says of every object that it can't be rebuilt.
     pub fn set_unreadable(&self, unreadable: bool) {
         self.unreadable.store(unreadable, Ordering::SeqCst);
+    }
+
+    pub fn trouble(&self, method: u16, beside: Beside, trouble: Trouble) {
+        self.troubles.lock().unwrap().insert((method, beside), trouble);
+    }
+
+    /// All is well again; what was silent is answered now.
+    pub fn no_trouble(&self) {
+        self.troubles.lock().unwrap().clear();
+        for (request, responder) in std::mem::take(&mut *self.silenced.lock().unwrap()) {
+            self.answer(&request, responder);
+        }
+    }
+
+    /// Messages without an answer.
+    pub fn silenced(&self) -> usize {
+        self.silenced.lock().unwrap().len()
+    }
+
+    /// Does something just before a part is read.
+    pub fn at_part(&self, number: usize, act: impl FnOnce(&Self) + Send + 'static) {
+        *self.at_part.lock().unwrap() = Some((number, Box::new(act)));
+    }
+
+    /// How many parts at most were being read at a time.
+    pub fn parts_at_once(&self) -> usize {
+        self.parts_read.lock().unwrap().1
+    }
+
+    pub fn contents(&self, namespace: impl Into<NamespaceId>) -> Contents {
+        Contents(self.namespaces.lock().unwrap()[&namespace.into()].objects.clone())
+    }
+
+    pub fn bytes(&self, namespace: impl Into<NamespaceId>) -> u64 {
+        let contents = self.contents(namespace);
+        contents.0.values().map(|object| object.payload.len() as u64).sum()
+    }
+
+    pub fn set_contents(&self, namespace: impl Into<NamespaceId>, contents: Contents) {
+        let mut namespaces = self.namespaces.lock().unwrap();
+        namespaces.get_mut(&namespace.into()).unwrap().objects = contents.0;
+    }
+
+    fn before_part(&self) {
+        let act = {
+            let mut at_part = self.at_part.lock().unwrap();
+            match &mut *at_part {
+                Some((left, _)) if 0 < *left => {
+                    *left -= 1;
+                    None
+                }
+                Some(_) | None => at_part.take().map(|(_, act)| act),
+            }
+        };
+        if let Some(act) = act {
+            act(self);
+        }
     }
 
     /// Objects committed so far.
@@ -311,6 +397,18 @@ impl FakeProxy {
 
 impl Service for Server {
     fn call(&self, request: Request, responder: Responder) {
+        let is_beside = self.0.is_beside(&request);
+        let beside = if is_beside { Beside::Yes } else { Beside::No };
+        let trouble = self.0.troubles.lock().unwrap().get(&(request.method, beside)).copied();
+        match trouble {
+            Some(Trouble::Silent) => {
+                return self.0.silenced.lock().unwrap().push((request, responder));
+            }
+            Some(Trouble::Out) => {
+                return responder.fail(WireError::retry(code::NO_POLICY, "this can't be done now"));
+            }
+            None => {}
+        }
         if self.0.out.load(Ordering::SeqCst) {
             return responder.fail(WireError::retry(code::NO_POLICY, "the backend is out"));
         }
@@ -321,17 +419,28 @@ impl Service for Server {
                 return responder.fail(error);
             }
         }
+        let is_part = is_beside && request.method == method::READ_OBJECT;
+        if is_part {
+            self.0.before_part();
+        }
         let delay = self.0.delay_ms.load(Ordering::SeqCst);
         if delay == 0 {
-            let beside = self.0.is_beside(&request);
             return self.1.pass(|| {
                 let answer = || self.0.answer(&request, responder);
-                if beside { self.2.pass(answer) } else { answer() }
+                if is_beside { self.2.pass(answer) } else { answer() }
             });
+        }
+        if is_part {
+            let mut parts = self.0.parts_read.lock().unwrap();
+            parts.0 += 1;
+            parts.1 = parts.1.max(parts.0);
         }
         let proxy = Arc::clone(&self.0);
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_millis(delay)).await;
+            if is_part {
+                proxy.parts_read.lock().unwrap().0 -= 1;
+            }
             proxy.answer(&request, responder);
         });
     }
