@@ -20,6 +20,7 @@ use serde_json::Value;
 use crate::binary;
 use crate::nbd::Target;
 use crate::tool::{Outcome, Running, Tool, tail};
+use crate::trouble;
 
 /// Fifteen processes on two busy cores need a while; a start that hangs must still end.
 const START_LIMIT: Duration = Duration::from_secs(180);
@@ -309,8 +310,11 @@ impl Cluster {
             match status {
                 Ok(status) if holds(&status) => return Ok(status),
                 Ok(_) | Err(_) if Instant::now() < deadline => thread::sleep(POLL * 4),
-                Ok(status) => bail!("waited {limit:?} for {what}; status: {status:#}"),
-                Err(error) => return Err(error.context(format!("wait for {what}"))),
+                late => {
+                    trouble::note();
+                    let status = late.with_context(|| format!("wait for {what}"))?;
+                    bail!("waited {limit:?} for {what}; status: {status:#}");
+                }
             }
         }
     }
@@ -330,7 +334,7 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        if thread::panicking() || keep() {
+        if trouble::seen() || keep() {
             if let Some(Ok(printed)) = self.up.as_mut().map(Running::printed) {
                 eprintln!("--- holdfast up printed\n{}", tail(&printed));
             }
@@ -382,7 +386,10 @@ pub fn wait_until(
 ) -> anyhow::Result<()> {
     let deadline = Instant::now() + limit;
     while !holds()? {
-        ensure!(Instant::now() < deadline, "waited {limit:?} for {what}");
+        if deadline < Instant::now() {
+            trouble::note();
+            bail!("waited {limit:?} for {what}");
+        }
         thread::sleep(POLL);
     }
     Ok(())

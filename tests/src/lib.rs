@@ -18,6 +18,7 @@
 //! | [`mount`] | a filesystem on a vDisk through nbdfuse and a loop device |
 //! | [`pattern`] | plain data as a function of a seed |
 //! | [`steps`] | several named checks on one cluster, all reported |
+//! | [`trouble`] | whether something failed, so that logs are wanted |
 //!
 //! Invariant: what a test starts ends with it: processes, mounts, loop devices, directories.
 
@@ -35,6 +36,7 @@ pub mod stamp;
 pub mod steps;
 pub mod syscalls;
 pub mod tool;
+pub mod trouble;
 pub mod workload;
 
 /// Whether to run long: hours rather than minutes.

@@ -7,6 +7,8 @@
 
 use std::time::Instant;
 
+use crate::trouble;
+
 #[derive(Default)]
 pub struct Steps {
     failed: Vec<String>,
@@ -21,6 +23,7 @@ impl Steps {
         match outcome {
             Ok(()) => eprintln!("ok      {took:>6.1} s  {name}"),
             Err(error) => {
+                trouble::note();
                 eprintln!("FAILED  {took:>6.1} s  {name}\n{error:?}");
                 self.failed.push(name.into());
             }
