@@ -61,6 +61,7 @@ pub fn run(role: ProcessRole, args: &RoleArgs) -> Result<(), Failure> {
     check_config(role, &args.config)?;
     allow_many_files();
     runtime::logging::init(if args.log_json { LogFormat::Json } else { LogFormat::Human });
+    runtime::panics::end_the_process();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

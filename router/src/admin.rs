@@ -26,7 +26,7 @@ use crate::backend::BackendError;
 use crate::facts::Read;
 use crate::router::Router;
 use crate::state::protection::Protection;
-use crate::state::{Records, Slot};
+use crate::state::{Records, Slot, Stage};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(300);
@@ -84,7 +84,7 @@ impl Router {
         state.volumes.iter().find_map(|(vdisk, slot)| match slot {
             Slot::Serving(serving) if serving.record.name == name => Some(*vdisk),
             Slot::Serving(_)
-            | Slot::Opening
+            | Slot::Opening(_)
             | Slot::Gap(_)
             | Slot::Fenced(_)
             | Slot::Elsewhere(_)
@@ -105,7 +105,7 @@ impl Router {
         if state.stopping || !may_open {
             return;
         }
-        state.volumes.insert(vdisk, Slot::Opening);
+        state.volumes.insert(vdisk, Slot::Opening(Stage::Record));
         drop(state);
         tokio::spawn(Arc::clone(self).open_loop(vdisk));
     }

@@ -87,7 +87,7 @@ impl Router {
         }
         let served = state.volumes.iter().filter_map(|(vdisk, slot)| match slot {
             Slot::Serving(serving) => Some((*vdisk, serving)),
-            Slot::Opening
+            Slot::Opening(_)
             | Slot::Gap(_)
             | Slot::Fenced(_)
             | Slot::Elsewhere(_)

@@ -261,7 +261,7 @@ impl Router {
                 self.events.of(Severity::Error, "gap", vdisk, reason);
                 WireError::refuse(code::GAP, reason.clone())
             }
-            Slot::Opening | Slot::Serving(_) | Slot::Deleting => {
+            Slot::Opening(_) | Slot::Serving(_) | Slot::Deleting => {
                 WireError::retry(code::RECOVERING, "the vDisk is not served here now")
             }
         };

@@ -35,7 +35,7 @@ use crate::facts::{Change, FactsError, Read};
 use crate::open::OpenError;
 use crate::protect::holders;
 use crate::router::Router;
-use crate::state::{Records, Slot};
+use crate::state::{Records, Slot, Stage};
 
 /// How long the next owner may take to bring a page map up to date.
 const PREPARE_PATIENCE: Duration = Duration::from_secs(600);
@@ -270,7 +270,12 @@ impl Router {
             Err(Halt::Unknown(error)) => {
                 tracing::warn!(%vdisk, to = %target.name, %error, "it isn't known whether the vDisk changed hands; opening it anew");
                 let error = aborted(error);
-                self.state().stop_serving(vdisk, Slot::Opening, &error, Records::Release);
+                self.state().stop_serving(
+                    vdisk,
+                    Slot::Opening(Stage::Record),
+                    &error,
+                    Records::Release,
+                );
                 tokio::spawn(Arc::clone(self).open_loop(vdisk));
                 return Err(error);
             }

@@ -38,7 +38,7 @@ impl Router {
                     carried.load = carried.load.saturating_add(serving.demand.rate().load());
                     carried.is_known &= serving.demand.is_known(self.config.damping);
                 }
-                Slot::Opening => {
+                Slot::Opening(_) => {
                     carried.vdisks += 1;
                     carried.is_known = false;
                 }

@@ -35,7 +35,7 @@ use crate::attach::Outcome;
 use crate::facts::{Change, FactsError};
 use crate::handoff::{Drained, Halt};
 use crate::router::Router;
-use crate::state::{Records, Slot};
+use crate::state::{Records, Slot, Stage};
 
 /// Changes of the same records by others that are yielded to.
 const TRIES: usize = 8;
@@ -346,7 +346,7 @@ impl Router {
             // acknowledged under a later epoch, and stays (L1).
             let same = state.serving(vdisk).is_ok_and(|serving| serving.core.epoch() == epoch);
             if same {
-                state.stop_serving(vdisk, Slot::Opening, &error, Records::Release);
+                state.stop_serving(vdisk, Slot::Opening(Stage::Record), &error, Records::Release);
             }
             same
         };

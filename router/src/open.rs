@@ -6,6 +6,7 @@
 //! (L7).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +21,9 @@ use router_core::log::{Found, Placement};
 use router_core::recover::{self, Gap};
 use router_core::tlog::{Meta, Tlog, TlogError};
 use router_core::volume::{Change, HeadState, Replayed, Stamp, Volume};
+use runtime::panics::{Panicked, contain};
 use runtime::random::jitter;
+use tokio::time::timeout;
 use wire::WireError;
 use wire::common::Severity;
 use wire::dtl::DtlMode;
@@ -36,10 +39,12 @@ use crate::log_disk::LogDiskError;
 use crate::map_store::{MapError, MapState};
 use crate::protect::opening_of;
 use crate::router::Router;
-use crate::state::{Serving, Slot};
+use crate::state::{Serving, Slot, Stage};
 
 const PATIENCE: Duration = Duration::from_secs(15);
 const PAUSE: Duration = Duration::from_secs(1);
+/// An opening that takes longer says what it waits for.
+const LONG: Duration = Duration::from_secs(10);
 /// Between two looks for what is missing.
 const MISSING_PAUSE: Duration = Duration::from_secs(5);
 /// Default SCO size, if the vPool doesn't say.
@@ -85,6 +90,9 @@ pub enum OpenError {
     Stopping,
     #[error("a task of recovery failed: {0}")]
     Task(#[from] tokio::task::JoinError),
+    /// A mistake of this program, or something that it can't imagine: what is stored stays as it is.
+    #[error("recovery doesn't go through: {0}; please report it with the log of this router")]
+    Panicked(#[from] Panicked),
 }
 
 impl OpenError {
@@ -109,14 +117,15 @@ impl OpenError {
             | Self::Following
             | Self::Wanted
             | Self::Stopping
-            | Self::Task(_) => false,
+            | Self::Task(_)
+            | Self::Panicked(_) => false,
         }
     }
 }
 
 enum Verdict {
     Again(String),
-    /// A gap that a DTL target may fill when it comes back (L7).
+    /// Not served, and looked at again: a DTL target may fill a gap when it comes back (L7).
     Missing(String),
     End(Slot),
 }
@@ -125,7 +134,7 @@ impl Router {
     /// Opens a vDisk and serves it; tries again while that could help.
     pub async fn open_loop(self: Arc<Self>, vdisk: VdiskId) {
         loop {
-            let verdict = match self.open(vdisk).await {
+            let verdict = match self.open_patiently(vdisk).await {
                 Ok(epoch) => {
                     tokio::spawn(Arc::clone(&self).commit_loop(vdisk, epoch));
                     tokio::spawn(Arc::clone(&self).dtl_loop(vdisk, epoch));
@@ -165,6 +174,7 @@ impl Router {
                 }
                 Verdict::Again(reason) => {
                     tracing::warn!(%vdisk, reason, "can't open the vDisk yet");
+                    self.at(vdisk, Stage::Again);
                     self.events.of(Severity::Warn, "not-opened", vdisk, &reason);
                     tokio::select! {
                         () = self.stop.wait() => return,
@@ -175,7 +185,29 @@ impl Router {
         }
     }
 
+    /// Opens it, and says what it waits for where that takes long (L9).
+    async fn open_patiently(self: &Arc<Self>, vdisk: VdiskId) -> Result<Epoch, OpenError> {
+        // A vDisk that can't be recovered takes no other along.
+        let mut opened = pin!(contain(self.open(vdisk)));
+        loop {
+            let Ok(opened) = timeout(LONG, &mut opened).await else {
+                let stage = self.state().opening(vdisk);
+                let text = stage.map_or_else(|| "recovery".to_owned(), |at| at.to_string());
+                tracing::warn!(%vdisk, waits = text, "opening takes long");
+                self.events.of(Severity::Warn, "not-opened", vdisk, &format!("not yet: {text}"));
+                continue;
+            };
+            self.check_shared();
+            return opened?;
+        }
+    }
+
+    pub(crate) fn at(&self, vdisk: VdiskId, stage: Stage) {
+        self.state().opens(vdisk, stage);
+    }
+
     async fn open(self: &Arc<Self>, vdisk: VdiskId) -> Result<Epoch, OpenError> {
+        self.at(vdisk, Stage::Record);
         let read = self.facts.vdisk(vdisk).await?.ok_or(OpenError::NotOwner)?;
         if read.value.owner != self.id {
             return Err(OpenError::NotOwner);
@@ -183,7 +215,9 @@ impl Router {
         if read.value.deleting {
             return Err(OpenError::Deleting);
         }
+        self.at(vdisk, Stage::MapFree);
         self.until_map_is_free(vdisk).await?;
+        self.at(vdisk, Stage::Claim);
         let record = self.facts.dtl_record(vdisk).await?;
         let dtl = record.as_ref().filter(|read| read.value.mode != DtlMode::NoTarget);
         let promised = LogId(read.value.log_id);
@@ -201,10 +235,14 @@ impl Router {
             }
         };
         let epoch = claimed.value.epoch;
+        self.at(vdisk, Stage::Raise);
         let raise = RaiseEpoch { namespace: vdisk.into(), epoch };
         self.backend.call::<_, ()>(method::RAISE_EPOCH, &raise, Bytes::new(), PATIENCE).await?;
+        self.at(vdisk, Stage::Head);
         let (head_lsn, head, head_meta) = self.head(vdisk).await?;
+        self.at(vdisk, Stage::Map);
         let followed = self.bring_map(vdisk, head, Asker::Owner).await?;
+        self.at(vdisk, Stage::Recovery);
         let objects = head.map_or(0, |head| head.number.0);
         let head_state = self.head_state(head, head_lsn, head_meta.as_ref()).await?;
         let unit_clusters = self.unit_clusters(&claimed.value).await?;
@@ -418,6 +456,7 @@ fn judge(error: &OpenError) -> Verdict {
     match error {
         OpenError::Gap(gap) => Verdict::End(Slot::Gap(gap.to_string())),
         OpenError::Missing(gap) => Verdict::Missing(gap.to_string()),
+        OpenError::Panicked(_) => Verdict::Missing(error.to_string()),
         OpenError::NotOwner => Verdict::End(Slot::Elsewhere(error.to_string())),
         OpenError::Backend(BackendError::Refused(WireError { code, .. }))
             if *code == proxy_code::FENCED =>
@@ -446,5 +485,17 @@ fn judge(error: &OpenError) -> Verdict {
         | OpenError::Wanted
         | OpenError::Stopping
         | OpenError::Task(_) => Verdict::Again(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_assertion_says_isnt_served_and_is_looked_at_again() {
+        let error = OpenError::from(Panicked("2 isn't 1".to_owned()));
+        let verdict = judge(&error);
+        assert!(matches!(verdict, Verdict::Missing(reason) if reason.contains("2 isn't 1")));
     }
 }

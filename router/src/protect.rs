@@ -31,7 +31,7 @@ use crate::facts::{Change as RecordChange, Read};
 use crate::open::OpenError;
 use crate::router::Router;
 use crate::state::protection::Protection;
-use crate::state::{KnownGap, Slot};
+use crate::state::{KnownGap, Slot, Stage};
 
 /// How often it is seen whether the session under which a vDisk was opened is lost.
 const LOOK: Duration = Duration::from_secs(1);
@@ -79,6 +79,7 @@ impl Router {
         let claimed = self.facts.change(change, lives).await?;
         // Once claimed, nobody else changes it.
         let wish = self.facts.dtl_wish(vdisk).await?;
+        self.at(vdisk, Stage::Seal);
         let sealed = self.seal(vdisk, epoch, &dtl.value.facts).await?;
         Ok((claimed, Claim { dtl: dtl.value.clone(), wish, lease, sealed }))
     }
@@ -182,6 +183,7 @@ impl Router {
         if let Some(last) = own_last {
             owner.local_synced(last);
         }
+        self.at(vdisk, Stage::Promise);
         // P10: nothing of this epoch enters the log before arakoon says through where earlier ones count. It can't fail any
         // more: who is fenced finds out while it serves, and promises nothing until then.
         tokio::select! {

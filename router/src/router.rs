@@ -127,6 +127,14 @@ impl Router {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A contained panic may have left what all vDisks share half changed.
+    ///
+    /// # Panics
+    /// If it did.
+    pub(crate) fn check_shared(&self) {
+        assert!(!self.state.is_poisoned(), "what all vDisks share was left half changed");
+    }
+
     /// Why the router can't go on, if it can't.
     #[must_use]
     pub fn failure(&self) -> Option<String> {

@@ -429,13 +429,14 @@ impl Server {
                 // Served well, elsewhere.
                 Slot::Elsewhere(_) => continue,
                 Slot::Gap(reason) | Slot::Fenced(reason) => (String::new(), Some(reason.clone())),
-                Slot::Opening | Slot::Deleting => (String::new(), None),
+                Slot::Opening(stage) => (String::new(), Some(stage.to_string())),
+                Slot::Deleting => (String::new(), None),
             };
             word = match slot {
                 Slot::Gap(_) => "gap",
-                Slot::Opening if word == "running" => "recovering",
+                Slot::Opening(_) if word == "running" => "recovering",
                 Slot::Serving(_) if problem.is_some() && word == "running" => "degraded",
-                Slot::Opening
+                Slot::Opening(_)
                 | Slot::Serving(_)
                 | Slot::Fenced(_)
                 | Slot::Elsewhere(_)

@@ -11,6 +11,7 @@
 
 pub mod protection;
 mod requests;
+mod stage;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Weak};
@@ -40,6 +41,7 @@ use wire::router::{Applied, AttachMode, Flushed, UnmapKind, code};
 use wire::{ErrorClass, WireError};
 
 use protection::{Need, Protection, Waiter};
+pub use stage::Stage;
 
 /// What a request changes.
 #[derive(Debug)]
@@ -306,8 +308,8 @@ impl Serving {
 /// What this router does with a vDisk it owns.
 #[derive(Debug)]
 pub enum Slot {
-    /// Claiming and recovering.
-    Opening,
+    /// Claiming and recovering, and how far that is.
+    Opening(Stage),
     Serving(Box<Serving>),
     /// Something is missing: an operator decides (L7).
     Gap(String),
@@ -322,7 +324,7 @@ impl Slot {
     #[must_use]
     pub const fn name(&self) -> &'static str {
         match self {
-            Self::Opening => "recovering",
+            Self::Opening(_) => "recovering",
             Self::Serving(_) => "serving",
             Self::Gap(_) => "gap",
             Self::Fenced(_) => "fenced",
@@ -448,13 +450,29 @@ impl State {
         self.pending_bytes += bytes;
     }
 
+    /// How far the opening is.
+    #[must_use]
+    pub fn opening(&self, vdisk: VdiskId) -> Option<Stage> {
+        match self.volumes.get(&vdisk) {
+            Some(Slot::Opening(stage)) => Some(*stage),
+            Some(_) | None => None,
+        }
+    }
+
+    pub fn opens(&mut self, vdisk: VdiskId, stage: Stage) {
+        if let Some(Slot::Opening(now)) = self.volumes.get_mut(&vdisk) {
+            *now = stage;
+        }
+    }
+
     /// # Errors
     /// What the caller of a vDisk that isn't served here is told.
     pub fn serving(&mut self, vdisk: VdiskId) -> Result<&mut Serving, WireError> {
         match self.volumes.get_mut(&vdisk) {
             Some(Slot::Serving(serving)) => Ok(serving),
-            Some(Slot::Opening) => {
-                Err(WireError::retry(code::RECOVERING, "the vDisk is being opened here; try again"))
+            Some(Slot::Opening(stage)) => {
+                let message = format!("the vDisk is being opened here ({stage}); try again");
+                Err(WireError::retry(code::RECOVERING, message))
             }
             Some(Slot::Gap(reason)) => Err(WireError::refuse(code::GAP, reason.clone())),
             Some(Slot::Fenced(reason) | Slot::Elsewhere(reason)) => {

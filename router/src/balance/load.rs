@@ -147,7 +147,7 @@ impl Router {
         let state = self.state();
         let served = state.volumes.iter().filter_map(|(vdisk, slot)| match slot {
             Slot::Serving(serving) => Some((*vdisk, serving)),
-            Slot::Opening
+            Slot::Opening(_)
             | Slot::Gap(_)
             | Slot::Fenced(_)
             | Slot::Elsewhere(_)

@@ -80,7 +80,7 @@ impl State {
         let serving = || {
             self.volumes.values().filter_map(|slot| match slot {
                 Slot::Serving(serving) => Some(serving),
-                Slot::Opening
+                Slot::Opening(_)
                 | Slot::Gap(_)
                 | Slot::Fenced(_)
                 | Slot::Elsewhere(_)

@@ -1,6 +1,6 @@
 //! What a reader is told while the backend is away, or can't give an object.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use wire::ErrorClass;
 use wire::router::{Durability, code};
@@ -8,6 +8,7 @@ use wire::router::{Durability, code};
 use crate::support::{Disk, Router, WITHIN, World};
 
 const MIB: u64 = 1 << 20;
+const PAUSE: Duration = Duration::from_millis(100);
 /// Somewhere that isn't in memory when it is read.
 const COLD: u64 = 2 * MIB;
 
@@ -45,5 +46,29 @@ fn l5_unreadable_is_said_of_data_and_not_of_proxies_that_are_away() {
         assert!(start.elapsed() < WITHIN, "its proxy is back");
     };
     assert_eq!(read, [1; 4096]);
+    router.stop();
+}
+
+#[test]
+fn l9_an_opening_that_takes_long_says_what_it_waits_for() {
+    let world = World::new().with_cables();
+    let (router, mut disk) = with_cold_data(&world);
+    router.kill();
+    world.cables().proxy.cut();
+    let router = world.start();
+    let start = Instant::now();
+    let waits = "the backend is told the epoch";
+    while !router.events("not-opened").iter().any(|told| told.contains(waits)) {
+        assert!(start.elapsed() < WITHIN, "{:?}", router.events("not-opened"));
+        std::thread::sleep(PAUSE);
+    }
+    world.cables().proxy.mend();
+    let start = Instant::now();
+    while let Err(error) = disk.try_reattach(&router) {
+        assert!(start.elapsed() < WITHIN, "{error}");
+        std::thread::sleep(PAUSE);
+    }
+    disk.replay_complete();
+    assert_eq!(disk.try_read(COLD, 4096).unwrap(), [1; 4096]);
     router.stop();
 }
