@@ -97,6 +97,8 @@ pub enum Survival {
     /// Each sector of each write by itself; some shred the whole 4 KiB around them, as a drive with large physical
     /// sectors may when it is rewriting one.
     Torn,
+    /// Each sector of each write shreds the 4 KiB around it: the worst that a power cut can do.
+    Shredded,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -197,6 +199,7 @@ impl MemoryDisk {
                     let fate = match survival {
                         Survival::Nothing => Fate::Lost,
                         Survival::Everything => Fate::Lands,
+                        Survival::Shredded => Fate::Shreds,
                         Survival::Torn => match dice.below(16) {
                             0 => Fate::Shreds,
                             1..=7 => Fate::Lost,
@@ -254,6 +257,9 @@ impl Disk for MemoryDisk {
 
     fn create(&mut self, file: FileId, len: u64) -> Result<(), DiskError> {
         self.check(Fault::Create)?;
+        if self.power.is_off() {
+            return Err(power_is_off());
+        }
         let zeroes = || vec![0; model::usize_of(len)];
         let made = File { current: zeroes(), durable: zeroes(), ..File::default() };
         let completes = self.power.spend();

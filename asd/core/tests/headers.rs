@@ -1,0 +1,121 @@
+//! The two copies of a segment's header, and power cuts that shred every sector that wasn't synced: the worst that they can do.
+//!
+//! Invariant: a segment that something was appended to has a header that can be read, and a lap that was freed stays
+//! freed; else a rebuild of the index would bring back fragments that were deleted (L1).
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use asd_core::crc;
+use asd_core::disk::{Disk, FileId, ReadAt};
+use asd_core::segment::{HEADER_ROOM, SegmentHeader};
+use asd_core::space::Limits;
+use asd_core::store::{Op, Options, Put, Store};
+use asd_core::twin::{Dice, MemoryDisk, MemoryIndex, Power, Survival};
+use asd_core::walk::{Step, Walk};
+use bytes::Bytes;
+use model::{Lap, Now, OsdId};
+use std::collections::BTreeSet;
+use wire::asd::PutCondition;
+
+const OSD: OsdId = OsdId(0xa5d);
+const SEGMENT: u64 = 64 << 10;
+/// Batches in one life.
+const BATCHES: u32 = 5;
+
+fn random_op(dice: &mut Dice) -> Op {
+    let key = Bytes::from(format!("key-{}", dice.below(7)));
+    if dice.below(3) == 0 {
+        return Op::Delete(key);
+    }
+    let len = [1, 5000, 12_000, 30_000][model::usize_of(dice.below(4))];
+    let data = Bytes::from(vec![u8::try_from(dice.below(256)).unwrap(); len]);
+    let checksums = crc::blocks(&data);
+    Op::Put(Put { key, data, checksums, condition: PutCondition::Always })
+}
+
+/// One life of a disk that doesn't fail, until the power goes off or the history ends.
+fn live(disk: &mut MemoryDisk, index: &mut MemoryIndex, power: &Power, dice: &mut Dice) {
+    let options = Options { osd: OSD, limits: Limits::new(14 * SEGMENT, SEGMENT).unwrap() };
+    let Ok((mut store, _)) = Store::open(disk, index, options, Now::default()) else {
+        assert!(power.is_off(), "a disk that only power cuts harmed can be opened");
+        return;
+    };
+    for _ in 0..BATCHES {
+        let ops: Vec<Op> = (0..=dice.below(5)).map(|_| random_op(dice)).collect();
+        store.commit(&ops, Now::default());
+        for _ in 0..dice.below(6) {
+            store.compact(20_000, Now::default());
+        }
+        if power.is_off() {
+            return;
+        }
+    }
+}
+
+/// The copies of a segment's header that are whole.
+fn headers(disk: &MemoryDisk, file: FileId, len: u64) -> Vec<SegmentHeader> {
+    let at = [0, len - HEADER_ROOM];
+    let copies = at.map(|at| disk.read_at(file, at, model::usize_of(HEADER_ROOM)).unwrap());
+    copies.iter().filter_map(|copy| SegmentHeader::decode(copy, OSD, len).ok()).collect()
+}
+
+/// Nothing was ever written between the headers.
+fn is_new(disk: &MemoryDisk, file: FileId, len: u64) -> bool {
+    let room = model::usize_of(len - 2 * HEADER_ROOM);
+    disk.read_at(file, HEADER_ROOM, room).unwrap().iter().all(|byte| *byte == 0)
+}
+
+/// The laps of all records that lie in a file, dead or not.
+fn laps(disk: &MemoryDisk, file: FileId, len: u64) -> BTreeSet<Lap> {
+    let (mut walk, mut laps) = (Walk::new(OSD, Lap(0), len, 0), BTreeSet::new());
+    loop {
+        match walk.step() {
+            Step::Need { offset, len } => {
+                walk.feed(offset, disk.read_at(file, offset, len).unwrap());
+            }
+            Step::Found(record) => _ = laps.insert(record.lap),
+            Step::End => return laps,
+        }
+    }
+}
+
+/// Holds the invariant against a disk whose power was cut; `dead` are the laps that were once durably freed.
+fn assert_headers(disk: &MemoryDisk, dead: &mut BTreeSet<Lap>, when: &str) {
+    for (file, len) in disk.list().unwrap() {
+        let freed = headers(disk, file, len).iter().map(|header| header.freed).max();
+        // A file that is being made holds nothing yet: with no copy whole it is given back.
+        let has_header = freed.is_some() || is_new(disk, file, len);
+        assert!(has_header, "segment {file} has no header, {when}");
+        for lap in laps(disk, file, len) {
+            if freed.is_some_and(|freed| lap <= freed) {
+                dead.insert(lap);
+            } else {
+                assert!(!dead.contains(&lap), "lap {lap} in segment {file} is back, {when}");
+            }
+        }
+    }
+}
+
+/// A disk that lived until the power went off, and its index.
+fn lived(seed: u64, power: &Power) -> (MemoryDisk, MemoryIndex) {
+    let mut disk = MemoryDisk::new(power.clone());
+    let mut index = MemoryIndex::new(power.clone());
+    live(&mut disk, &mut index, power, &mut Dice::new(seed));
+    (disk, index)
+}
+
+/// What a header says is said twice, and a power cut harms one copy at most.
+#[test]
+fn l1_every_segment_keeps_a_header_whatever_a_power_cut_shreds() {
+    for seed in 0..6 {
+        let power = Power::stays();
+        lived(seed, &power);
+        for off_at in 0..power.used() {
+            let (disk, _) = lived(seed, &Power::off_at(off_at));
+            let cut = Survival::Shredded;
+            let disk = disk.after_power_cut(cut, &mut Dice::new(seed), Power::stays());
+            let when = format!("power off after {off_at} operations of seed {seed}");
+            assert_headers(&disk, &mut BTreeSet::new(), &when);
+        }
+    }
+}
