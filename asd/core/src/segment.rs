@@ -12,8 +12,9 @@
 //! | 56 | 8 | zero |
 //!
 //! It is written when the file is made, when it is full and when it is freed: which lap is being written stands in the
-//! records. The copies are synced one after the other, so a power cut tears one at most, and one may rot;
-//! if both did, the newest lap found in the file counts, which can at worst show fragments again that were deleted.
+//! records. The copies are synced one after the other, the one that holds last, so a power cut tears one at most, and never
+//! the only whole one. If both are damaged all the same, the newest lap found in the file counts, which can at worst show
+//! fragments again that were deleted.
 //!
 //! Invariant: a copy is only believed if its checksum, OSD id and length fit.
 
@@ -65,6 +66,12 @@ impl SegmentHeader {
         let crc = crc32c(&out[12..ENCODED_LEN]);
         out[8..12].copy_from_slice(&crc.to_le_bytes());
         out
+    }
+
+    /// Of two copies the one with the greater rank holds.
+    #[must_use]
+    pub const fn rank(&self) -> (Lap, Option<NonZeroU64>) {
+        (self.freed, self.closed_at)
     }
 
     /// # Errors

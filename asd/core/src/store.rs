@@ -30,7 +30,7 @@ use crate::disk::{Disk, DiskError, FileId};
 use crate::index::{Batch, Checkpoint, Durability, Index, IndexError, Location, SegmentRow};
 use crate::ledger::{Changes, Ledger, Pass};
 use crate::record::{BATCH_ALIGN, FIXED_LEN, Header, Kind, align};
-use crate::segment::{HEADER_ROOM, SegmentHeader};
+use crate::segment::{HEADER_ROOM, SegmentError, SegmentHeader};
 use crate::settle::Cursor;
 use crate::space::{Limits, Purpose};
 use bytes::Bytes;
@@ -439,12 +439,23 @@ impl<D: Disk, I: Index> Store<D, I> {
     ) -> Result<(), DiskError> {
         let header = SegmentHeader { osd: self.options.osd, len, freed, closed_at };
         let bytes = Bytes::from(header.encode());
+        // Only what is synced outlives a power cut: a killed process may have left a copy in the page cache.
+        self.disk.sync(file)?;
+        // The copy that holds goes last: an earlier power cut, or rot, may have left no other.
+        let mut places = [0, len - HEADER_ROOM];
+        places.sort_by_key(|at| self.read_header(file, *at, len).ok().map(|copy| copy.rank()));
         // One after the other: a power cut that tears a copy leaves the other, else what this file held would be back.
-        for at in [0, len - HEADER_ROOM] {
+        for at in places {
             self.disk.write(file, at, std::slice::from_ref(&bytes))?;
             self.disk.sync(file)?;
         }
         Ok(())
+    }
+
+    fn read_header(&self, file: FileId, at: u64, len: u64) -> Result<SegmentHeader, SegmentError> {
+        let bytes = self.disk.read_at(file, at, model::usize_of(HEADER_ROOM));
+        let bytes = bytes.map_err(|_| SegmentError::Damaged)?;
+        SegmentHeader::decode(&bytes, self.options.osd, len)
     }
 
     /// A changed row of the head and the checkpoint belong to every batch.

@@ -119,3 +119,63 @@ fn l1_every_segment_keeps_a_header_whatever_a_power_cut_shreds() {
         }
     }
 }
+
+/// How the first of two lives ends.
+#[derive(Debug, Clone, Copy)]
+enum End {
+    /// What it wrote stays in the page cache.
+    Killed,
+    Cut(Survival),
+}
+
+/// Whether a power cut now could leave a segment with one copy.
+fn is_writing_a_header(disk: &MemoryDisk) -> bool {
+    let (disk, mut dice) = (disk.clone(), Dice::new(0));
+    let disk = disk.after_power_cut(Survival::Shredded, &mut dice, Power::stays());
+    let files = disk.list().unwrap();
+    files.into_iter().any(|(file, len)| headers(&disk, file, len).len() == 1)
+}
+
+/// A second life after the first one's end, with a power cut after each of its operations.
+fn second_lives(disk: &MemoryDisk, index: &MemoryIndex, end: End, when: &str) {
+    let (mut dead, mut dice) = (BTreeSet::new(), Dice::new(1));
+    let (mut disk, mut index) = (disk.clone(), index.clone());
+    if let End::Cut(survival) = end {
+        disk = disk.after_power_cut(survival, &mut dice, Power::stays());
+        index = index.after_power_cut(&mut dice, Power::stays());
+        assert_headers(&disk, &mut dead, when);
+    }
+    for off_at in 0.. {
+        let power = Power::off_at(off_at);
+        let mut disk = disk.clone().after_kill(power.clone());
+        let mut index = index.clone().after_kill(power.clone());
+        let mut dice = dice.clone();
+        live(&mut disk, &mut index, &power, &mut dice);
+        if !power.is_off() {
+            return;
+        }
+        let disk = disk.after_power_cut(Survival::Shredded, &mut dice, Power::stays());
+        let when = format!("{when}, then power off after {off_at}");
+        assert_headers(&disk, &mut dead.clone(), &when);
+    }
+}
+
+/// The life before may have left one whole copy only, or the newer of two, or one of them in the page cache.
+#[test]
+fn l1_a_header_outlives_a_power_cut_though_the_life_before_ended_while_it_was_written() {
+    const SEED: u64 = 0;
+    let power = Power::stays();
+    lived(SEED, &power);
+    let mut ends = 0;
+    for off_at in 0..power.used() {
+        let (disk, index) = lived(SEED, &Power::off_at(off_at));
+        if !is_writing_a_header(&disk) {
+            continue;
+        }
+        ends += 1;
+        for end in [End::Killed, End::Cut(Survival::Nothing), End::Cut(Survival::Shredded)] {
+            second_lives(&disk, &index, end, &format!("{end:?} after {off_at} operations"));
+        }
+    }
+    assert!(ends > 10, "headers were written: {ends}");
+}

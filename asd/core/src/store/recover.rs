@@ -17,7 +17,7 @@ use crate::disk::{Disk, DiskError, FileId};
 use crate::index::{Batch, Checkpoint, Durability, Index, IndexError, SegmentRow};
 use crate::ledger::{Changes, Ledger, Pass};
 use crate::record::{Header, Kind};
-use crate::segment::{HEADER_ROOM, SEGMENT_MIN, SegmentError, SegmentHeader};
+use crate::segment::{HEADER_ROOM, SEGMENT_MIN, SegmentError};
 use crate::settle::{Bounds, Cursor, Settled, settle};
 use crate::walk::{Placed, Step, Walk};
 use bytes::Bytes;
@@ -152,16 +152,13 @@ impl<D: Disk, I: Index> Store<D, I> {
             }
             let (mut newest, mut has_header) = ((Lap(0), None), false);
             for offset in [0, len - HEADER_ROOM] {
-                let bytes = self.disk.read_at(file, offset, model::usize_of(HEADER_ROOM));
-                match bytes.map(|bytes| SegmentHeader::decode(&bytes, self.options.osd, len)) {
-                    Ok(Ok(header)) => {
-                        newest = newest.max((header.freed, header.closed_at));
+                match self.read_header(file, offset, len) {
+                    Ok(header) => {
+                        newest = newest.max(header.rank());
                         has_header = true;
                     }
-                    Ok(Err(SegmentError::Damaged)) | Err(_) => {}
-                    Ok(Err(
-                        cause @ (SegmentError::Version { .. } | SegmentError::Foreign { .. }),
-                    )) => {
+                    Err(SegmentError::Damaged) => {}
+                    Err(cause @ (SegmentError::Version { .. } | SegmentError::Foreign { .. })) => {
                         return Err(OpenError::Segment { file, cause });
                     }
                 }
