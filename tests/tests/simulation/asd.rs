@@ -262,7 +262,7 @@ impl Asd {
         self.counts.count(match survival {
             Survival::Nothing => "asd unsynced lost",
             Survival::Everything => "asd unsynced kept",
-            Survival::Torn => "asd unsynced torn",
+            Survival::Torn | Survival::Shredded => "asd unsynced torn",
         });
         let twin = disk.twin.after_power_cut(survival, &mut self.dice, Power::stays());
         let index = if self.random.happens(Chance::percent(10)) {
