@@ -6,6 +6,8 @@
 //! A directory that is deleted under a running process keeps working for files that are open: everything "stored" then
 //! would be gone at the next start. So a sync also asks whether its file still has a name.
 //!
+//! After a failed sync the page cache shows what no later sync writes: [`SegmentDisk::refresh`] drops it.
+//!
 //! Buffered I/O and fdatasync; direct I/O would go behind [`SegmentDisk::write`] and [`Files::read_at`].
 
 use asd_core::disk::{Disk, DiskError, FileId, ReadAt};
@@ -13,7 +15,7 @@ use asd_core::index::Entry;
 use asd_core::record::Header;
 use bytes::Bytes;
 use quick_cache::Weighter;
-use rustix::fs::FallocateFlags;
+use rustix::fs::{Advice, FallocateFlags};
 use rustix::io::{Errno, ReadWriteFlags};
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -247,6 +249,15 @@ impl Disk for SegmentDisk {
             )));
         }
         Ok(())
+    }
+
+    fn refresh(&mut self, file: FileId) -> Result<(), DiskError> {
+        // The first may say only that a write failed before this process began; nothing is left to be written then.
+        self.sync(file).or_else(|_| self.sync(file))?;
+        let open = self.files.get(file)?;
+        // All pages are clean now, also those that no sync wrote: dropped, they are read from the disk.
+        rustix::fs::fadvise(&open, 0, None, Advice::DontNeed)
+            .map_err(|errno| disk_error(&errno.into()))
     }
 
     fn remove(&mut self, file: FileId) -> Result<(), DiskError> {

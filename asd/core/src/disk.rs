@@ -2,7 +2,10 @@
 //!
 //! Narrow, so that a twin in memory can stand for it and cut the power anywhere. The contract on failure is the
 //! weakest that real disks give: a write that was not synced may be lost, torn at sectors, or land after a later one;
-//! a failed sync leaves what it covered unknown, and it is never asked to vouch for those bytes again.
+//! a failed sync leaves what it covered unknown, and no later one vouches for those bytes, though readers see them: also
+//! not one of the next process, which hears nothing of the failure. So what may stem from before a failed sync is only
+//! relied on after [`Disk::refresh`]. Writing it again instead would put at risk what may be all there is of a record
+//! that was acknowledged.
 
 use crate::index::Entry;
 use crate::record::Header;
@@ -79,11 +82,17 @@ pub trait Disk: ReadAt {
     /// After an error any part of it may have been written.
     fn write(&mut self, file: FileId, offset: u64, parts: &[Bytes]) -> Result<(), DiskError>;
 
-    /// Everything written to `file` so far is on stable storage when this returns.
+    /// Everything written to `file` since its last sync is on stable storage when this returns.
     ///
     /// # Errors
     /// What was written since the last sync is then in an unknown state.
     fn sync(&mut self, file: FileId) -> Result<(), DiskError>;
+
+    /// Syncs, and from now on readers see what is on stable storage, instead of what a failed sync left in memory.
+    ///
+    /// # Errors
+    /// As [`Disk::sync`]; readers may then see either.
+    fn refresh(&mut self, file: FileId) -> Result<(), DiskError>;
 
     /// Removes the file; it may come back after a power cut.
     ///
@@ -113,6 +122,10 @@ impl<T: Disk> Disk for &mut T {
 
     fn sync(&mut self, file: FileId) -> Result<(), DiskError> {
         (**self).sync(file)
+    }
+
+    fn refresh(&mut self, file: FileId) -> Result<(), DiskError> {
+        (**self).refresh(file)
     }
 
     fn remove(&mut self, file: FileId) -> Result<(), DiskError> {

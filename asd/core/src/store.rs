@@ -111,6 +111,8 @@ pub struct Store<D, I> {
     /// The head that a failed write ended. What it left behind `next` may come back, unless the file says where this lap
     /// ends, or it is wiped.
     doubt: Option<Head>,
+    /// Saying where the last lap ends failed: what its header holds is in doubt.
+    closing: bool,
     free: Vec<FileId>,
     next_file: u32,
     health: Health,
@@ -360,7 +362,11 @@ impl<D: Disk, I: Index> Store<D, I> {
         let fits = |head: &Head| head.next.offset + record_len <= head.end();
         let Some(head) = self.doubt.filter(fits) else { return Err(NoHead::Full) };
         let Head { file, len, lap, next, .. } = head;
-        let wiped = compact::walk_lap(&self.disk, self.options.osd, file, (next.offset, len), lap)
+        // An earlier attempt may have failed to sync its wiping.
+        let refreshed = self.disk.refresh(file);
+        let span = (next.offset, len);
+        let wiped = refreshed
+            .and_then(|()| compact::walk_lap(&self.disk, self.options.osd, file, span, lap))
             .and_then(|left| self.wipe(file, left.iter().map(|record| record.offset)));
         if let Err(error) = wiped {
             self.write_failed(&error, now);
@@ -376,8 +382,13 @@ impl<D: Disk, I: Index> Store<D, I> {
         (self.head, self.doubt) = (None, None);
         let (lap, end) = self.last;
         let Some(row) = self.ledger.rows.get(&lap) else { return Ok(()) };
-        let before = Lap(lap.0 - 1);
-        self.write_segment_header(row.file, row.len, before, NonZeroU64::new(end))
+        let (SegmentRow { file, len, .. }, before) = (*row, Lap(lap.0 - 1));
+        if std::mem::replace(&mut self.closing, true) {
+            self.disk.refresh(file)?;
+        }
+        self.write_segment_header(file, len, before, NonZeroU64::new(end))?;
+        self.closing = false;
+        Ok(())
     }
 
     /// Durably makes records at these offsets ones that never were.
@@ -439,8 +450,6 @@ impl<D: Disk, I: Index> Store<D, I> {
     ) -> Result<(), DiskError> {
         let header = SegmentHeader { osd: self.options.osd, len, freed, closed_at };
         let bytes = Bytes::from(header.encode());
-        // Only what is synced outlives a power cut: a killed process may have left a copy in the page cache.
-        self.disk.sync(file)?;
         // The copy that holds goes last: an earlier power cut, or rot, may have left no other.
         let mut places = [0, len - HEADER_ROOM];
         places.sort_by_key(|at| self.read_header(file, *at, len).ok().map(|copy| copy.rank()));

@@ -4,6 +4,8 @@
 //! then is for [`Survival`] to say: of the unsynced writes nothing, everything, or any sectors of any of them. The index
 //! comes back as it was after any whole number of batches since its last sync, or not at all.
 //!
+//! Of a sync that fails any part lands; readers see all of it until the file is refreshed or the power goes off.
+//!
 //! Invariant: what was synced before the power went off is there afterwards.
 
 use crate::disk::{Disk, DiskError, FileId, ReadAt, SECTOR};
@@ -15,7 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A small seeded generator (SplitMix64): the same seed rolls the same.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Dice(u64);
 
 impl Dice {
@@ -108,8 +110,45 @@ struct File {
     /// What a power cut leaves for sure.
     durable: Vec<u8>,
     unsynced: Vec<(usize, Vec<u8>)>,
-    /// `current` and `durable` differ elsewhere, too.
+    /// A sync failed: `current` and `durable` may differ where nothing is unsynced.
     apart: bool,
+}
+
+impl File {
+    fn suffer(&mut self, fate: &Fate, at: usize, sector: &[u8]) {
+        match fate {
+            Fate::Lost => {}
+            Fate::Lands => self.durable[at..at + sector.len()].copy_from_slice(sector),
+            Fate::Shreds => {
+                let page = at / PHYSICAL * PHYSICAL;
+                self.durable[page..page + PHYSICAL].fill(0xdb);
+            }
+        }
+    }
+
+    fn land(&mut self) {
+        for (start, bytes) in std::mem::take(&mut self.unsynced) {
+            self.durable[start..start + bytes.len()].copy_from_slice(&bytes);
+        }
+    }
+
+    /// Like the page cache: readers still see it, no later sync writes it. What of it came to the platter, nobody knows.
+    fn fail_to_land(&mut self, dice: &mut Dice) {
+        self.apart |= !self.unsynced.is_empty();
+        let landing = dice.below(4);
+        for (start, bytes) in std::mem::take(&mut self.unsynced) {
+            for (number, sector) in bytes.chunks(SECTOR).enumerate() {
+                let fate = match landing {
+                    0 => Fate::Lost,
+                    1 => Fate::Lands,
+                    2 => Fate::Shreds,
+                    _ if dice.below(2) == 0 => Fate::Lost,
+                    _ => Fate::Lands,
+                };
+                self.suffer(&fate, start + number * SECTOR, sector);
+            }
+        }
+    }
 }
 
 /// An operation that fails on demand.
@@ -128,6 +167,10 @@ pub struct MemoryDisk {
     removed: BTreeMap<FileId, File>,
     power: Power,
     faults: BTreeMap<Fault, DiskError>,
+    /// So many syncs before one that fails.
+    syncs_left: Option<u64>,
+    /// What lands of a sync that fails.
+    dice: Dice,
 }
 
 fn power_is_off() -> DiskError {
@@ -152,7 +195,23 @@ impl MemoryDisk {
         };
     }
 
-    /// Flips one bit, on the platter and for readers.
+    /// After so many more, one sync fails; or none.
+    pub const fn fail_sync_after(&mut self, count: Option<u64>) {
+        self.syncs_left = count;
+    }
+
+    /// What lands of syncs that fail is for these dice to say.
+    pub const fn deal(&mut self, dice: Dice) {
+        self.dice = dice;
+    }
+
+    /// Whether the sync that was to fail did.
+    #[must_use]
+    pub const fn sync_failed(&self) -> bool {
+        self.syncs_left.is_none()
+    }
+
+    /// Flips one bit, on the platter, for readers, and in what is yet to be written.
     ///
     /// # Panics
     /// When there is no such byte.
@@ -161,7 +220,11 @@ impl MemoryDisk {
         let at = model::usize_of(offset);
         file.current[at] ^= 0x10;
         file.durable[at] ^= 0x10;
-        file.apart = true;
+        for (start, bytes) in &mut file.unsynced {
+            if let Some(byte) = at.checked_sub(*start).and_then(|at| bytes.get_mut(at)) {
+                *byte ^= 0x10;
+            }
+        }
     }
 
     /// Lets `act` do what it likes to the bytes of a file, on the platter and for readers; nothing of it is unsynced then.
@@ -173,13 +236,25 @@ impl MemoryDisk {
         let out = act(&mut file.current);
         file.durable.clone_from(&file.current);
         file.unsynced.clear();
+        file.apart = false;
         out
     }
 
     /// The disk as the next process finds it after this one was killed: what was written is there, and still unsynced.
     #[must_use]
     pub fn after_kill(self, power: Power) -> Self {
-        Self { power, faults: BTreeMap::new(), ..self }
+        Self { power, faults: BTreeMap::new(), syncs_left: None, ..self }
+    }
+
+    /// Syncs of all that isn't failed, and the process that was to hear of it was killed: the next one finds everything as
+    /// it was written, and no sync of its own says otherwise.
+    #[must_use]
+    pub fn after_kill_in_failing_syncs(self, power: Power) -> Self {
+        let mut disk = self.after_kill(power);
+        for file in disk.files.values_mut() {
+            file.fail_to_land(&mut disk.dice);
+        }
+        disk
     }
 
     /// The disk as the next start finds it.
@@ -206,16 +281,7 @@ impl MemoryDisk {
                             _ => Fate::Lands,
                         },
                     };
-                    match fate {
-                        Fate::Lost => {}
-                        Fate::Lands => {
-                            file.durable[at..at + sector.len()].copy_from_slice(sector);
-                        }
-                        Fate::Shreds => {
-                            let page = at / PHYSICAL * PHYSICAL;
-                            file.durable[page..page + PHYSICAL].fill(0xdb);
-                        }
-                    }
+                    file.suffer(&fate, at, sector);
                 }
             }
             if std::mem::take(&mut file.apart) {
@@ -229,7 +295,20 @@ impl MemoryDisk {
                 file.current[pages.clone()].copy_from_slice(&file.durable[pages]);
             }
         }
-        Self { files: self.files, removed: BTreeMap::new(), power, faults: BTreeMap::new() }
+        Self { files: self.files, power, dice: self.dice, ..Self::default() }
+    }
+
+    /// Whether a sync may go on.
+    fn check_sync(&mut self) -> Result<(), DiskError> {
+        self.check(Fault::Sync)?;
+        self.syncs_left = match self.syncs_left {
+            Some(0) => {
+                self.syncs_left = None;
+                return Err(DiskError::Io("EIO".to_owned()));
+            }
+            left => left.map(|left| left - 1),
+        };
+        Ok(())
     }
 
     fn check(&self, fault: Fault) -> Result<(), DiskError> {
@@ -288,23 +367,27 @@ impl Disk for MemoryDisk {
     }
 
     fn sync(&mut self, file: FileId) -> Result<(), DiskError> {
-        let failed = self.check(Fault::Sync);
+        if self.power.is_off() {
+            return Err(power_is_off());
+        }
+        let failed = self.check_sync();
         let file = self.files.get_mut(&file).ok_or_else(|| gone(file))?;
         if failed.is_err() {
-            // Like the page cache: readers still see it, no later sync writes it.
-            file.unsynced.clear();
-            file.apart = true;
+            file.fail_to_land(&mut self.dice);
             return failed;
         }
         if !self.power.spend() {
             return Err(power_is_off());
         }
-        let unsynced = std::mem::take(&mut file.unsynced);
+        file.land();
+        Ok(())
+    }
+
+    fn refresh(&mut self, file: FileId) -> Result<(), DiskError> {
+        self.sync(file)?;
+        let file = self.files.get_mut(&file).ok_or_else(|| gone(file))?;
         if std::mem::take(&mut file.apart) {
-            file.durable.clone_from(&file.current);
-        }
-        for (start, bytes) in unsynced {
-            file.durable[start..start + bytes.len()].copy_from_slice(&bytes);
+            file.current.clone_from(&file.durable);
         }
         Ok(())
     }

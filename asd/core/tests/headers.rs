@@ -15,6 +15,7 @@ use asd_core::walk::{Step, Walk};
 use bytes::Bytes;
 use model::{Lap, Now, OsdId};
 use std::collections::BTreeSet;
+use std::time::Duration;
 use wire::asd::PutCondition;
 
 const OSD: OsdId = OsdId(0xa5d);
@@ -33,18 +34,20 @@ fn random_op(dice: &mut Dice) -> Op {
     Op::Put(Put { key, data, checksums, condition: PutCondition::Always })
 }
 
-/// One life of a disk that doesn't fail, until the power goes off or the history ends.
+/// One life of a disk, until the power goes off or the history ends.
 fn live(disk: &mut MemoryDisk, index: &mut MemoryIndex, power: &Power, dice: &mut Dice) {
     let options = Options { osd: OSD, limits: Limits::new(14 * SEGMENT, SEGMENT).unwrap() };
     let Ok((mut store, _)) = Store::open(disk, index, options, Now::default()) else {
         assert!(power.is_off(), "a disk that only power cuts harmed can be opened");
         return;
     };
-    for _ in 0..BATCHES {
+    for batch in 0..BATCHES {
+        // A disk that failed is tried again by then.
+        let now = Now(Duration::from_secs(2 * u64::from(batch)));
         let ops: Vec<Op> = (0..=dice.below(5)).map(|_| random_op(dice)).collect();
-        store.commit(&ops, Now::default());
+        store.commit(&ops, now);
         for _ in 0..dice.below(6) {
-            store.compact(20_000, Now::default());
+            store.compact(20_000, now);
         }
         if power.is_off() {
             return;
@@ -98,7 +101,19 @@ fn assert_headers(disk: &MemoryDisk, dead: &mut BTreeSet<Lap>, when: &str) {
 
 /// A disk that lived until the power went off, and its index.
 fn lived(seed: u64, power: &Power) -> (MemoryDisk, MemoryIndex) {
+    lived_with(seed, power, None, &Dice::default())
+}
+
+/// The same, with one sync that fails after so many others; the dice say what of it lands.
+fn lived_with(
+    seed: u64,
+    power: &Power,
+    fails: Option<u64>,
+    dice: &Dice,
+) -> (MemoryDisk, MemoryIndex) {
     let mut disk = MemoryDisk::new(power.clone());
+    disk.deal(dice.clone());
+    disk.fail_sync_after(fails);
     let mut index = MemoryIndex::new(power.clone());
     live(&mut disk, &mut index, power, &mut Dice::new(seed));
     (disk, index)
@@ -125,6 +140,8 @@ fn l1_every_segment_keeps_a_header_whatever_a_power_cut_shreds() {
 enum End {
     /// What it wrote stays in the page cache.
     Killed,
+    /// That, and its syncs fail.
+    KilledInFailingSyncs,
     Cut(Survival),
 }
 
@@ -140,10 +157,14 @@ fn is_writing_a_header(disk: &MemoryDisk) -> bool {
 fn second_lives(disk: &MemoryDisk, index: &MemoryIndex, end: End, when: &str) {
     let (mut dead, mut dice) = (BTreeSet::new(), Dice::new(1));
     let (mut disk, mut index) = (disk.clone(), index.clone());
-    if let End::Cut(survival) = end {
-        disk = disk.after_power_cut(survival, &mut dice, Power::stays());
-        index = index.after_power_cut(&mut dice, Power::stays());
-        assert_headers(&disk, &mut dead, when);
+    match end {
+        End::Killed => {}
+        End::KilledInFailingSyncs => disk = disk.after_kill_in_failing_syncs(Power::stays()),
+        End::Cut(survival) => {
+            disk = disk.after_power_cut(survival, &mut dice, Power::stays());
+            index = index.after_power_cut(&mut dice, Power::stays());
+            assert_headers(&disk, &mut dead, when);
+        }
     }
     for off_at in 0.. {
         let power = Power::off_at(off_at);
@@ -173,9 +194,34 @@ fn l1_a_header_outlives_a_power_cut_though_the_life_before_ended_while_it_was_wr
             continue;
         }
         ends += 1;
-        for end in [End::Killed, End::Cut(Survival::Nothing), End::Cut(Survival::Shredded)] {
+        let cuts = [Survival::Nothing, Survival::Shredded].map(End::Cut);
+        for end in [End::Killed, End::KilledInFailingSyncs].into_iter().chain(cuts) {
             second_lives(&disk, &index, end, &format!("{end:?} after {off_at} operations"));
         }
     }
     assert!(ends > 10, "headers were written: {ends}");
+}
+
+/// What the page cache shows of a header isn't what is on the disk once a sync of it failed.
+#[test]
+fn l1_a_header_outlives_a_power_cut_though_a_sync_failed_while_it_was_written() {
+    const SEED: u64 = 0;
+    // Between them, nothing lands, all, some, and what was there is spoilt.
+    for dice in (0..6).map(Dice::new) {
+        for fails in 0.. {
+            let power = Power::stays();
+            if !lived_with(SEED, &power, Some(fails), &dice).0.sync_failed() {
+                assert!(fails > 10, "syncs of headers fail, too: {fails}");
+                break;
+            }
+            // Before that many operations nothing has failed yet.
+            for off_at in fails..power.used() {
+                let (disk, _) = lived_with(SEED, &Power::off_at(off_at), Some(fails), &dice);
+                let cut = Survival::Shredded;
+                let disk = disk.after_power_cut(cut, &mut Dice::new(SEED), Power::stays());
+                let when = format!("power off after {off_at} operations, sync {fails} failed");
+                assert_headers(&disk, &mut BTreeSet::new(), &when);
+            }
+        }
+    }
 }

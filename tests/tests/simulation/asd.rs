@@ -130,6 +130,10 @@ impl Disk for FaultyDisk {
         self.twin.sync(file)
     }
 
+    fn refresh(&mut self, file: FileId) -> Result<(), DiskError> {
+        if self.spend() { self.twin.refresh(file) } else { Err(off()) }
+    }
+
     fn remove(&mut self, file: FileId) -> Result<(), DiskError> {
         if self.spend() { self.twin.remove(file) } else { Err(off()) }
     }

@@ -1,8 +1,11 @@
 //! Opening a disk: from segment files, and an index that may be behind, damaged or gone, to what counts.
 //!
 //! With an index: what lies after its checkpoint is replayed. Without: everything is. Either way the newest lap's torn end
-//! is told from damage ([`crate::settle`]), left-overs of the torn end are wiped, and what is accepted is synced, before
-//! the index hears of it; then the index, up to date, is synced.
+//! is told from damage ([`crate::settle`]) and left-overs of the torn end are wiped, before the index hears of what is
+//! accepted; then the index, up to date, is synced.
+//!
+//! The process before may have been killed after a sync failed: then its files show what no sync will ever write. So a file
+//! is refreshed before anything in it is looked at, unless the index knows that it is closed: all of it was synced then.
 //!
 //! Interrupted at any point it can simply be done again: a replay moves the checkpoint with each batch, a rebuild writes no
 //! checkpoint before its end.
@@ -106,6 +109,7 @@ impl<D: Disk, I: Index> Store<D, I> {
             head: None,
             last: (Lap(0), 0),
             doubt: None,
+            closing: false,
             free: Vec::new(),
             next_file: 1,
             health: Health::Good,
@@ -117,10 +121,14 @@ impl<D: Disk, I: Index> Store<D, I> {
             counters: Counters::default(),
         };
         let mut recovery = Recovery::default();
-        let surveys = store.survey()?;
+        let closed = store.closed_files()?;
+        let mut surveys = store.survey(&closed)?;
         let plan = match store.plan_replay(&surveys, &mut recovery)? {
             Some(plan) => plan,
-            None => store.plan_rebuild(&surveys, &mut recovery)?,
+            None => {
+                surveys = store.survey(&BTreeSet::new())?;
+                store.plan_rebuild(&surveys, &mut recovery)?
+            }
         };
         store.replay(&plan.sources, &mut recovery, now)?;
         if recovery.rebuilt {
@@ -141,7 +149,16 @@ impl<D: Disk, I: Index> Store<D, I> {
         Ok((store, recovery))
     }
 
-    fn survey(&mut self) -> Result<Vec<Survey>, OpenError> {
+    /// Files of the laps before the one that the index saw last: each was synced, and said so, before the next was begun.
+    fn closed_files(&self) -> Result<BTreeSet<FileId>, OpenError> {
+        let Some(meta) = self.index.meta()? else { return Ok(BTreeSet::new()) };
+        let rows = self.index.segments()?.into_iter();
+        let closed = rows.filter(|(lap, _)| *lap < meta.checkpoint.lap);
+        Ok(closed.map(|(_, row)| row.file).collect())
+    }
+
+    /// A look at all files; those that aren't `closed` show what is on stable storage from now on.
+    fn survey(&mut self, closed: &BTreeSet<FileId>) -> Result<Vec<Survey>, OpenError> {
         let mut surveys = Vec::new();
         for (file, len) in self.disk.list()? {
             self.next_file = self.next_file.max(file.0 + 1);
@@ -149,6 +166,9 @@ impl<D: Disk, I: Index> Store<D, I> {
                 // Being made when the power went; nothing can be in it.
                 self.disk.remove(file)?;
                 continue;
+            }
+            if !closed.contains(&file) {
+                self.disk.refresh(file)?;
             }
             let (mut newest, mut has_header) = ((Lap(0), None), false);
             for offset in [0, len - HEADER_ROOM] {
@@ -310,7 +330,7 @@ impl<D: Disk, I: Index> Store<D, I> {
         Ok(())
     }
 
-    /// Wipes what the crash left behind the end, syncs what is accepted, and goes on there.
+    /// Wipes what the crash left behind the end and goes on there.
     fn continue_lap(&mut self, lap: Lap, source: &Source, settled: &Settled, now: Now) {
         let file = source.survey.file;
         let wiped = self.wipe(file, settled.leftovers.iter().copied());
@@ -401,9 +421,6 @@ impl<D: Disk, I: Index> Store<D, I> {
             self.free_file(survey.file, survey.len, *lap)?;
         }
         for survey in &plan.free {
-            // The header that frees it may still be in the page cache of a killed process. Were it lost later, its records
-            // would be back after the tombstones that hide them have gone.
-            self.disk.sync(survey.file)?;
             let reusable = survey.has_header && survey.len == self.options.limits.segment();
             if reusable && self.free.len() < FREE_KEPT {
                 self.free.push(survey.file);
