@@ -15,7 +15,7 @@ use asd_core::index::Entry;
 use asd_core::record::Header;
 use bytes::Bytes;
 use quick_cache::Weighter;
-use rustix::fs::{Advice, FallocateFlags};
+use rustix::fs::FallocateFlags;
 use rustix::io::{Errno, ReadWriteFlags};
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -252,12 +252,10 @@ impl Disk for SegmentDisk {
     }
 
     fn refresh(&mut self, file: FileId) -> Result<(), DiskError> {
-        // The first may say only that a write failed before this process began; nothing is left to be written then.
-        self.sync(file).or_else(|_| self.sync(file))?;
         let open = self.files.get(file)?;
-        // All pages are clean now, also those that no sync wrote: dropped, they are read from the disk.
-        rustix::fs::fadvise(&open, 0, None, Advice::DontNeed)
-            .map_err(|errno| disk_error(&errno.into()))
+        runtime::page_cache::refresh(&open).map_err(|error| disk_error(&error))?;
+        // It still has a name.
+        self.sync(file)
     }
 
     fn remove(&mut self, file: FileId) -> Result<(), DiskError> {

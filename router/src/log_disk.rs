@@ -19,6 +19,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use model::LogId;
 use router_core::log::pool::{Batch, FileIndex, Run};
+use runtime::page_cache;
 
 /// Slices in one vectored write; the kernel takes 1024.
 const SLICES_MAX: usize = 1020;
@@ -187,6 +188,19 @@ impl LogDisk {
         for index in files {
             let file = self.file(*index).map_err(|cause| self.error(*index, cause))?;
             file.sync_data().map_err(|cause| self.error(*index, cause))?;
+        }
+        Ok(())
+    }
+
+    /// Before a scan believes anything: what was appended to these files is synced, and what a sync of a process before this
+    /// one failed to write isn't seen any more. Slow: for a blocking thread.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn refresh(&self, files: &[FileIndex]) -> Result<(), LogDiskError> {
+        for index in files {
+            let refreshed = self.file(*index).and_then(|file| page_cache::refresh(&file));
+            refreshed.map_err(|cause| self.error(*index, cause))?;
         }
         Ok(())
     }

@@ -186,7 +186,7 @@ fn router_id(config: &Config) -> Result<RouterId, RunError> {
     }
 }
 
-/// Scans the log, syncs what it found (a page cache isn't a disk), and opens the next segment behind it.
+/// Scans what of the log is on the disk (a page cache may show more, L2), and opens the next segment behind it.
 async fn open_log(config: &Config) -> Result<(Arc<LogDisk>, State), RunError> {
     let (dir, segment_size, segments) =
         (config.log_dir.clone(), config.log_segment_size, config.log_segments);
@@ -196,11 +196,11 @@ async fn open_log(config: &Config) -> Result<(Arc<LogDisk>, State), RunError> {
         let disk = LogDisk::open(&dir, segment_size, LogId(random_u64().max(1)))?;
         let mut scanner = Scanner::new(disk.id, segment_size);
         let ready = disk.ready();
+        disk.refresh(&ready)?;
         for file in &ready {
             scanner.add_file(*file, &disk.read_segment(*file)?);
         }
         let scan: Scan = scanner.finish()?;
-        disk.sync(&ready)?;
         // A file that no segment uses; one more than configured when a full log was killed.
         let used = |file: &u32| scan.segments.iter().any(|segment| segment.file == *file);
         let first = (0..).find(|file| !used(file)).expect("the range has no end");

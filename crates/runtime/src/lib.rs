@@ -2,7 +2,7 @@
 //!
 //! Module map: [`endpoint`] where to connect · [`peer`] who we are · [`tls`] certificates and the cluster's CA ·
 //! [`net`] listeners and connections · [`rpc`] requests and answers over frames · [`config`] files to values ·
-//! [`events`] what an operator should know · [`panics`] what a failed assertion ends · [`rocks_logs`] what RocksDB would hang on · [`clock`], [`random`], [`shutdown`], [`logging`], [`dirlock`], [`status`] one small thing each.
+//! [`events`] what an operator should know · [`panics`] what a failed assertion ends · [`page_cache`] what memory shows and the disk hasn't · [`rocks_logs`] what RocksDB would hang on · [`clock`], [`random`], [`shutdown`], [`logging`], [`dirlock`], [`status`] one small thing each.
 
 pub mod clock;
 pub mod config;
@@ -11,6 +11,7 @@ pub mod endpoint;
 pub mod events;
 pub mod logging;
 pub mod net;
+pub mod page_cache;
 pub mod panics;
 pub mod peer;
 pub mod random;

@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use model::DtlGeneration;
 use router_core::dtl::store::{ChunkId, Disk, DiskError};
+use runtime::page_cache;
 
 const PROMISES: &str = "promises";
 /// Handles kept open besides those of chunks that aren't synced yet.
@@ -95,6 +96,13 @@ impl Files {
             open.retain(|chunk, _| !chunks.contains(chunk) || Some(*chunk) == newest);
         }
         Ok(())
+    }
+
+    fn refresh_all(&self, chunks: &[ChunkId]) -> io::Result<()> {
+        for chunk in chunks {
+            page_cache::refresh(self.handle(*chunk)?.as_ref())?;
+        }
+        self.sync_all(chunks)
     }
 
     fn read_at_most(&self, chunk: ChunkId, offset: u64, len: u64) -> io::Result<Vec<u8>> {
@@ -179,6 +187,13 @@ impl Disk for Handle {
         self.0.sync_all(chunks).map_err(|error| self.0.failed(&error))
     }
 
+    fn refresh(&self, chunks: &[ChunkId]) -> Result<(), DiskError> {
+        if chunks.is_empty() {
+            return Ok(());
+        }
+        self.0.refresh_all(chunks).map_err(|error| self.0.failed(&error))
+    }
+
     fn read(&self, chunk: ChunkId, offset: u64, len: u64) -> Result<Bytes, DiskError> {
         let read = self.0.read_at_most(chunk, offset, len);
         read.map(Bytes::from).map_err(|error| self.0.failed(&error))
@@ -218,7 +233,7 @@ mod tests {
         assert_eq!(disk.chunks(), Ok(Vec::new()));
         assert_eq!(disk.promises(), Ok(None));
         disk.write(chunk, 2, &[Bytes::from_static(b"ab"), Bytes::from_static(b"cd")]).unwrap();
-        disk.sync(&[chunk]).unwrap();
+        disk.refresh(&[chunk]).unwrap();
         disk.promise(&Bytes::from_static(b"promise")).unwrap();
         let again = Handle(Files::new(dir.path().join("v")));
         assert_eq!(again.chunks(), Ok(vec![chunk]));

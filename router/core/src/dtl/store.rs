@@ -53,6 +53,13 @@ pub trait Disk {
     /// What was written since the last sync is in an unknown state then, whatever a later sync says.
     fn sync(&self, chunks: &[ChunkId]) -> Result<(), DiskError>;
 
+    /// Syncs these chunks, and from now on readers see what is on stable storage: a failed sync, also of a process before
+    /// this one, leaves in memory what readers see and no later sync writes.
+    ///
+    /// # Errors
+    /// As [`Disk::sync`]; readers may then see either.
+    fn refresh(&self, chunks: &[ChunkId]) -> Result<(), DiskError>;
+
     /// A part of a chunk; shorter where the file ends.
     ///
     /// # Errors
@@ -151,6 +158,8 @@ impl Log {
         found.retain(|chunk| chunk.generation == generation);
         found.sort_unstable();
         log.next_chunk = found.last().map_or(0, |chunk| chunk.number + 1);
+        // Before anything is believed: a seal tells others that it is synced (L2).
+        disk.refresh(&found)?;
         let mut next = None;
         let mut witness = Lsn::ZERO;
         let mut torn = Vec::new();
@@ -168,7 +177,6 @@ impl Log {
         if !log.damaged {
             torn.iter().try_for_each(|chunk| disk.remove(*chunk))?;
         }
-        disk.sync(&log.chunks())?;
         Ok(log)
     }
 

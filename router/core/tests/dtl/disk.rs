@@ -115,13 +115,26 @@ impl Disk for MemDisk {
 
     fn sync(&self, chunks: &[ChunkId]) -> Result<(), DiskError> {
         let mut contents = self.0.borrow_mut();
-        if contents.sync_fails {
-            return Err(DiskError::Failed("no sync".to_owned()));
-        }
+        let fails = contents.sync_fails;
         for chunk in chunks {
             if let Some(file) = contents.chunks.get_mut(chunk) {
-                file.synced = Some(file.cached.clone());
-                file.pending.clear();
+                let pending = std::mem::take(&mut file.pending);
+                // Like the page cache: what a failed sync covered isn't written later either, and readers see it.
+                if !fails {
+                    let synced = file.synced.get_or_insert_default();
+                    pending.iter().for_each(|(offset, bytes)| put(synced, *offset, bytes));
+                }
+            }
+        }
+        if fails { Err(DiskError::Failed("no sync".to_owned())) } else { Ok(()) }
+    }
+
+    fn refresh(&self, chunks: &[ChunkId]) -> Result<(), DiskError> {
+        self.sync(chunks)?;
+        let mut contents = self.0.borrow_mut();
+        for chunk in chunks {
+            if let Some(file) = contents.chunks.get_mut(chunk) {
+                file.cached = file.synced.clone().unwrap_or_default();
             }
         }
         Ok(())

@@ -322,6 +322,22 @@ fn after_a_failed_sync_a_log_counts_for_nothing_even_after_a_restart() {
     assert!(driven.held(1).unwrap().damaged);
 }
 
+/// Its disk takes no promise either, so nothing but the file itself tells the next process.
+#[test]
+fn l2_what_a_failed_sync_left_in_memory_counts_for_nothing_after_a_restart() {
+    let mut driven = with_log();
+    driven.answer(append(name(1, 1), 9..=10)).unwrap();
+    driven.disk.0.borrow_mut().sync_fails = true;
+    driven.disk.0.borrow_mut().promise_fails = true;
+    let sync = driven.answer(Ask::Sync { log: name(1, 1), through: Lsn(10) });
+    assert!(matches!(sync, Err(Refusal::Failed(_))));
+    driven.disk.0.borrow_mut().sync_fails = false;
+    driven.disk.0.borrow_mut().promise_fails = false;
+    let driven = Driven::open(driven.disk.survivor(), at(0));
+    let held = driven.held(1).unwrap();
+    assert_eq!((held.last, held.damaged), (Lsn(8), false));
+}
+
 #[test]
 fn a_promise_that_cannot_be_written_ends_all_promises() {
     let mut driven = with_log();
