@@ -130,9 +130,9 @@ impl<'a> Asked<'a> {
             }
             let owner = self.world.vdisk(name).owner;
             let at = usize::from(owner != self.world.id_of("router-1"));
-            if disk.try_reattach(self.routers[at]).is_ok() {
-                disk.replay_complete();
-            }
+            // It may move again meanwhile: then the next time finds where it is.
+            let there = disk.try_reattach(self.routers[at]);
+            let _ = there.and_then(|_| disk.try_replay_complete());
         }
     }
 

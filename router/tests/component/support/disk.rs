@@ -173,8 +173,12 @@ impl Disk {
     }
 
     pub fn replay_complete(&self) {
+        self.try_replay_complete().unwrap();
+    }
+
+    pub fn try_replay_complete(&self) -> Result<(), WireError> {
         let done = ReplayComplete { vdisk: self.vdisk, generation: self.generation };
-        self.call::<_, ()>(method::REPLAY_COMPLETE, &done, Bytes::new()).unwrap();
+        self.call::<_, ()>(method::REPLAY_COMPLETE, &done, Bytes::new()).map(|_| ())
     }
 
     pub fn detach(&self) {
