@@ -125,7 +125,7 @@ impl OpenError {
 
 enum Verdict {
     Again(String),
-    /// Not served, and looked at again: a DTL target may fill a gap when it comes back (L7).
+    /// A gap that a DTL target may fill when it comes back (L7).
     Missing(String),
     End(Slot),
 }
@@ -456,7 +456,8 @@ fn judge(error: &OpenError) -> Verdict {
     match error {
         OpenError::Gap(gap) => Verdict::End(Slot::Gap(gap.to_string())),
         OpenError::Missing(gap) => Verdict::Missing(gap.to_string()),
-        OpenError::Panicked(_) => Verdict::Missing(error.to_string()),
+        // Not tried again by this process: what the try had placed in the log stays pinned, and each would pin more (L8).
+        OpenError::Panicked(_) => Verdict::End(Slot::Gap(error.to_string())),
         OpenError::NotOwner => Verdict::End(Slot::Elsewhere(error.to_string())),
         OpenError::Backend(BackendError::Refused(WireError { code, .. }))
             if *code == proxy_code::FENCED =>
@@ -493,9 +494,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_an_assertion_says_isnt_served_and_is_looked_at_again() {
+    fn l8_what_fails_an_assertion_isnt_served_and_isnt_tried_again_by_itself() {
         let error = OpenError::from(Panicked("2 isn't 1".to_owned()));
         let verdict = judge(&error);
-        assert!(matches!(verdict, Verdict::Missing(reason) if reason.contains("2 isn't 1")));
+        assert!(matches!(verdict, Verdict::End(Slot::Gap(why)) if why.contains("2 isn't 1")));
     }
 }
