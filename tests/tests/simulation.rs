@@ -63,6 +63,17 @@ fn a_cluster_keeps_its_promises_whatever_fails_4() {
     check(3);
 }
 
+/// Once a fragment that an honest disk had acknowledged was gone after two power cuts (16359, 20176); a second copy of a put
+/// met another fate than the first, which the account took for an orphan (18390); a disk that broke was never opened again
+/// (15666).
+#[test]
+fn seeds_that_once_failed() {
+    for seed in [15_666, 16_359, 18_390, 20_176] {
+        let _named = sim::seeds::Shown::new(format!("HOLDFAST_SEED={seed}"));
+        one_seed(seed);
+    }
+}
+
 /// What one seed met.
 #[derive(Default)]
 struct Met {

@@ -282,7 +282,7 @@ impl Life {
         let mut outcome = storage.asds[at].carry_out(op, now);
         if let Op::Put(put) = op {
             let osd = storage.asds[at].osd;
-            storage.ledger.stored_at_osd(&put.key, osd);
+            storage.ledger.put_at_osd(&put.key, osd, call, outcome);
         }
         let slow = storage.asds[at].slow;
         let named = FragmentKey::from_bytes(op.key()).expect("only fragments are stored");
@@ -290,7 +290,7 @@ impl Life {
         let what = if matches!(op, Op::Put(_)) { "put" } else { "delete" };
         let off = storage.asds[at].is_off();
         self.note(format_args!(
-            "asd {at}: {what} {}/{}.{index} of {attempt:x}: {outcome:?}{}",
+            "asd {at}: {what} {}/{}.{index} of {attempt:x}, call {call}: {outcome:?}{}",
             object.epoch,
             object.number,
             if off { ", and its power fails" } else { "" }

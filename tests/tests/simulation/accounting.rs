@@ -13,6 +13,7 @@
 use std::collections::BTreeMap;
 
 use asd_core::read::{Reading, Want};
+use asd_core::store::Outcome;
 use bytes::Bytes;
 use model::{FragmentKey, OsdId};
 use sim::FaultCounts;
@@ -25,6 +26,8 @@ pub struct Ledger {
     attempts: BTreeMap<Attempt, &'static str>,
     /// Deletes sent, and whether they were answered.
     deletes: BTreeMap<(Bytes, OsdId), bool>,
+    /// What came of the first copy of each put.
+    puts: BTreeMap<u64, Outcome>,
 }
 
 impl Ledger {
@@ -45,10 +48,13 @@ impl Ledger {
         self.deletes.insert((key, osd), true);
     }
 
-    /// An ASD stored what somebody had asked it to delete before: messages overtake each other.
-    pub fn stored_at_osd(&mut self, key: &Bytes, osd: OsdId) {
+    /// What an ASD did with a put. Messages overtake each other, and come twice.
+    pub fn put_at_osd(&mut self, key: &Bytes, osd: OsdId, call: u64, outcome: Outcome) {
         if self.deletes.contains_key(&(key.clone(), osd)) {
             self.excuse(key.clone(), osd, "it was stored after its delete");
+        }
+        if *self.puts.entry(call).or_insert(outcome) != outcome {
+            self.excuse(key.clone(), osd, "of two copies of one call, only one found room");
         }
     }
 

@@ -310,13 +310,18 @@ impl Asd {
         }
     }
 
-    /// A store that failed to write tries whether it can again.
+    /// A store that failed to write tries whether it can again; a broken one is opened again.
     pub fn try_again(&mut self, now: Now) {
-        if let State::Up(store) = &mut self.state
-            && store.needs_probe()
-        {
+        let State::Up(store) = &mut self.state else { return };
+        if store.needs_probe() {
             self.counts.count("asd: writes tried again");
             store.probe(now);
+        } else if store.broken().is_some() && !store.disk().is_off() {
+            self.counts.count("asd: opened again");
+            let treachery = store.disk().treachery;
+            self.kill();
+            self.start(now);
+            self.betray(treachery);
         }
     }
 

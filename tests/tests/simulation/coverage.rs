@@ -92,7 +92,7 @@ pub const FAULTS: [&str; 45] = [
 ];
 
 /// Ways that the cores take.
-pub const STATES: [&str; 60] = [
+pub const STATES: [&str; 61] = [
     // The edge's session.
     "edge: down to replaying",
     "edge: replaying to live",
@@ -155,6 +155,7 @@ pub const STATES: [&str; 60] = [
     "asd: records replayed",
     "asd: torn end wiped",
     "asd: loss of records found",
+    "asd: opened again",
     "asd: writes tried again",
     // The account at the end.
     "account: object whole",

@@ -69,6 +69,13 @@ struct Survey {
     has_header: bool,
 }
 
+impl Survey {
+    /// The newest lap that the file says was freed or closed.
+    fn newest_over(&self) -> Lap {
+        if self.closed_at.is_some() { self.freed.next() } else { self.freed }
+    }
+}
+
 /// A lap whose records the index has yet to hear of.
 #[derive(Debug, Clone, Copy)]
 struct Source {
@@ -409,11 +416,12 @@ impl<D: Disk, I: Index> Store<D, I> {
 
     /// Files without records that count: some are kept for reuse, the others given back.
     fn take_free(&mut self, plan: &Plan, surveys: &[Survey]) -> Result<(), OpenError> {
-        let newest_freed = surveys.iter().map(|survey| survey.freed).max().unwrap_or_default();
+        let newest_over = surveys.iter().map(Survey::newest_over).max().unwrap_or_default();
         let newest_half = plan.half_freed.iter().map(|(_, lap)| *lap).max().unwrap_or_default();
-        let newest_dead = newest_freed.max(newest_half);
+        let newest_dead = newest_over.max(newest_half);
         if newest_dead > self.last.0 {
-            // A new lap must be above every freed one.
+            // A new lap must be above every freed one, and above one that was closed before anything came to be in it: its
+            // file, which is free now, would say of a second lap of that number that it ends where the first did.
             self.head = None;
             self.last = (newest_dead, 0);
         }
