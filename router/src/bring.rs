@@ -26,9 +26,21 @@ const LIST_LIMIT: u32 = 256;
 
 impl Router {
     /// As [`Self::bring_map`], up to where the backend is now.
-    pub(crate) async fn bring_map_now(&self, vdisk: VdiskId) -> Result<u64, OpenError> {
+    pub(crate) async fn bring_map_now(
+        &self,
+        vdisk: VdiskId,
+        search: &mut Search<'_>,
+    ) -> Result<u64, OpenError> {
         let (_, head, _) = self.head(vdisk).await?;
-        self.bring_map(vdisk, head, Asker::Owner).await
+        self.bring_map(vdisk, head, search).await
+    }
+
+    /// Does in good time what can be done before it is known where the backend ends: former owners may still add to it.
+    pub(crate) async fn bring_map_ahead(&self, vdisk: VdiskId, search: &mut Search<'_>) -> u64 {
+        self.bring_map_now(vdisk, search).await.unwrap_or_else(|error| {
+            tracing::debug!(%vdisk, %error, "its page map can't be brought up to date yet");
+            0
+        })
     }
 
     /// Opens the page map and brings it up to `head`; returns how many TLogs were replayed. Who calls this is the only one
@@ -40,10 +52,9 @@ impl Router {
         &self,
         vdisk: VdiskId,
         head: Option<ObjectId>,
-        asker: Asker<'_>,
+        search: &mut Search<'_>,
     ) -> Result<u64, OpenError> {
         let mut state = self.ready_map(vdisk).await?;
-        let mut search = Search::new(asker);
         // Damage that comes back to an empty map is of the disk.
         let mut emptied = false;
         if head < state.object {
@@ -55,7 +66,7 @@ impl Router {
             let mut from = None;
             if let Some(want) = origin::wanted(&state, head, worth) {
                 let wanted = Wanted { vdisk, want: &want, head, lag: state.lag(head) };
-                match self.fetch_map(&wanted, &mut search).await? {
+                match self.fetch_map(&wanted, search).await? {
                     Some((fetched, name)) => (state, from) = (fetched, Some(name)),
                     // One that failed at the very end may have left none.
                     None => state = self.ready_map(vdisk).await?,
@@ -65,7 +76,7 @@ impl Router {
                 self.maps.complete(vdisk);
                 Ok(0)
             } else {
-                self.catch_up(vdisk, asker).await
+                self.catch_up(vdisk, search.asker()).await
             };
             match caught_up {
                 Ok(followed) => {

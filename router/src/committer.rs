@@ -21,6 +21,8 @@ use wire::router::code;
 use wire::{ErrorClass, WireError};
 
 use crate::backend::BackendError;
+use crate::fetch::Search;
+use crate::follow::Asker;
 use crate::router::Router;
 use crate::state::{Records, Slot};
 
@@ -213,7 +215,8 @@ impl Router {
             })
             .await;
             let problem = match erased {
-                Ok(Ok(())) => match self.bring_map_now(vdisk).await {
+                Ok(Ok(())) => match self.bring_map_now(vdisk, &mut Search::new(Asker::Owner)).await
+                {
                     Ok(_) => {
                         // Asked for by who read meanwhile; real damage is met again (L8).
                         if let Ok(serving) = self.state().serving(vdisk) {

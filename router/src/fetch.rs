@@ -160,6 +160,10 @@ impl<'a> Search<'a> {
         Self { asker, places: None, left: origin::Search::default(), listed_again: false }
     }
 
+    pub(crate) const fn asker(&self) -> Asker<'a> {
+        self.asker
+    }
+
     /// Waits for what may not come, which leaves less time for the rest. `None`: it didn't.
     async fn within<T>(
         &mut self,

@@ -16,6 +16,7 @@ use wire::facts::{RouterRecord, RouterState, key};
 use wire::router::{MapCopies, MapCopy};
 
 use crate::facts::FactsError;
+use crate::fetch::Search;
 use crate::open::OpenError;
 use crate::router::Router;
 use crate::state::Slot;
@@ -168,7 +169,7 @@ impl Router {
     ) -> Result<u64, OpenError> {
         let asker = Asker::Copier(&hold.wanted);
         let (_, head, _) = asker.unless_wanted(self.head(vdisk)).await??;
-        let found = self.bring_map(vdisk, head, asker).await?;
+        let found = self.bring_map(vdisk, head, &mut Search::new(asker)).await?;
         if 0 < found {
             let maps = self.maps.clone();
             tokio::task::spawn_blocking(move || maps.write_back(vdisk)).await??;

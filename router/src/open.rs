@@ -34,10 +34,11 @@ use wire::router::UnmapKind;
 use crate::backend::BackendError;
 use crate::dtl::peers::ReadError;
 use crate::facts::{Change as RecordChange, FactsError, Read};
+use crate::fetch::Search;
 use crate::follow::Asker;
 use crate::log_disk::LogDiskError;
 use crate::map_store::{MapError, MapState};
-use crate::protect::opening_of;
+use crate::protect::{Claim, opening_of};
 use crate::router::Router;
 use crate::state::{Serving, Slot, Stage};
 
@@ -122,6 +123,9 @@ impl OpenError {
         }
     }
 }
+
+/// (last LSN, object, meta) of a namespace's last object.
+pub(crate) type BackendHead = (Lsn, Option<ObjectId>, Option<Meta>);
 
 enum Verdict {
     Again(String),
@@ -227,21 +231,26 @@ impl Router {
             let head = self.head(vdisk).await.map_or(Lsn::ZERO, |head| head.0);
             return Err(Gap::LogGone { promised: promised.0, own: own.0, head }.into());
         }
-        let (claimed, claim) = match dtl {
-            None => (self.claim(&read, record.as_ref()).await?, None),
+        let mut search = Search::new(Asker::Owner);
+        let (claimed, claim, (head_lsn, head, head_meta), ahead) = match dtl {
+            None => {
+                let claimed = self.claim(&read, record.as_ref()).await?;
+                let head = self.raise(vdisk, claimed.value.epoch).await?;
+                (claimed, None, head, 0)
+            }
             Some(dtl) => {
-                let (claimed, claim) = self.claim_protected(&read, dtl).await?;
-                (claimed, Some(claim))
+                let (claimed, mut claim) = self.claim_protected(&read, dtl).await?;
+                // The targets wait until the former owner's right to read is over (P16). The map needn't.
+                let (head, ahead) = tokio::join!(
+                    self.fence(vdisk, claimed.value.epoch, &mut claim),
+                    self.bring_map_ahead(vdisk, &mut search)
+                );
+                (claimed, Some(claim), head?, ahead)
             }
         };
         let epoch = claimed.value.epoch;
-        self.at(vdisk, Stage::Raise);
-        let raise = RaiseEpoch { namespace: vdisk.into(), epoch };
-        self.backend.call::<_, ()>(method::RAISE_EPOCH, &raise, Bytes::new(), PATIENCE).await?;
-        self.at(vdisk, Stage::Head);
-        let (head_lsn, head, head_meta) = self.head(vdisk).await?;
         self.at(vdisk, Stage::Map);
-        let followed = self.bring_map(vdisk, head, Asker::Owner).await?;
+        let followed = ahead + self.bring_map(vdisk, head, &mut search).await?;
         self.at(vdisk, Stage::Recovery);
         let objects = head.map_or(0, |head| head.number.0);
         let head_state = self.head_state(head, head_lsn, head_meta.as_ref()).await?;
@@ -268,6 +277,27 @@ impl Router {
         serving.protection = protection;
         self.begin(serving)?;
         Ok(epoch)
+    }
+
+    /// Steps two to four of P18: the targets, the namespace, and only then its head.
+    async fn fence(
+        &self,
+        vdisk: VdiskId,
+        epoch: Epoch,
+        claim: &mut Claim,
+    ) -> Result<BackendHead, OpenError> {
+        self.at(vdisk, Stage::Seal);
+        self.seal(vdisk, epoch, claim).await?;
+        self.raise(vdisk, epoch).await
+    }
+
+    /// Fences former owners in the namespace, and says where it ends then.
+    async fn raise(&self, vdisk: VdiskId, epoch: Epoch) -> Result<BackendHead, OpenError> {
+        self.at(vdisk, Stage::Raise);
+        let raise = RaiseEpoch { namespace: vdisk.into(), epoch };
+        self.backend.call::<_, ()>(method::RAISE_EPOCH, &raise, Bytes::new(), PATIENCE).await?;
+        self.at(vdisk, Stage::Head);
+        self.head(vdisk).await
     }
 
     /// Serves from now on, once the edges have replayed.
@@ -330,11 +360,8 @@ impl Router {
         Ok(u32::try_from(clusters).expect("clamped to 64 MiB"))
     }
 
-    /// (last LSN, object, meta) of the namespace's head.
-    pub(crate) async fn head(
-        &self,
-        vdisk: VdiskId,
-    ) -> Result<(Lsn, Option<ObjectId>, Option<Meta>), OpenError> {
+    /// The namespace's head.
+    pub(crate) async fn head(&self, vdisk: VdiskId) -> Result<BackendHead, OpenError> {
         let ask = ReadHead { namespace: vdisk.into() };
         let (head, _) =
             self.backend.call::<_, Head>(method::READ_HEAD, &ask, Bytes::new(), PATIENCE).await?;

@@ -39,7 +39,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// A target's log holds several units, so that one can be on its way to the backend while the next one grows.
 const UNIT_COPY_MAX: u64 = LOG_BYTES / 4;
 
-/// A claim that is committed, and who was sealed.
+/// A claim that is committed, and then who was sealed.
 pub struct Claim {
     /// As it was when the claim was committed.
     dtl: DtlRecord,
@@ -56,7 +56,7 @@ pub fn holders(facts: &DtlFacts) -> BTreeSet<RouterId> {
 }
 
 impl Router {
-    /// Steps one and two of P18.
+    /// Step one of P18.
     pub(crate) async fn claim_protected(
         &self,
         read: &Read<VdiskRecord>,
@@ -79,9 +79,7 @@ impl Router {
         let claimed = self.facts.change(change, lives).await?;
         // Once claimed, nobody else changes it.
         let wish = self.facts.dtl_wish(vdisk).await?;
-        self.at(vdisk, Stage::Seal);
-        let sealed = self.seal(vdisk, epoch, &dtl.value.facts).await?;
-        Ok((claimed, Claim { dtl: dtl.value.clone(), wish, lease, sealed }))
+        Ok((claimed, Claim { dtl: dtl.value.clone(), wish, lease, sealed: Vec::new() }))
     }
 
     /// The scan at the start is all that this process knows of its log's past.
@@ -90,14 +88,14 @@ impl Router {
     }
 
     /// Seals every target that can be reached; one that can't is left out (P11).
-    async fn seal(
+    pub(crate) async fn seal(
         &self,
         vdisk: VdiskId,
         epoch: Epoch,
-        facts: &DtlFacts,
-    ) -> Result<Vec<(RouterId, Vec<Held>)>, OpenError> {
+        claim: &mut Claim,
+    ) -> Result<(), OpenError> {
         let mut seals = JoinSet::new();
-        for router in holders(facts) {
+        for router in holders(&claim.dtl.facts) {
             let peers = Arc::clone(&self.peers);
             seals.spawn(async move { (router, peers.seal(router, vdisk, epoch).await) });
         }
@@ -114,7 +112,8 @@ impl Router {
             }
         }
         sealed.sort_by_key(|(router, _)| *router);
-        Ok(sealed)
+        claim.sealed = sealed;
+        Ok(())
     }
 
     /// The last step of P18: everything that was promised, from wherever it is.

@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use router_core::checkpoint::{PartMeta, namespace_of};
+use wire::dtl::DtlMode;
 use wire::facts::key;
 use wire::proxy::method;
 use wire::router::{Durability, code};
@@ -79,6 +80,34 @@ fn without_a_map() -> (World, Disk, u64) {
     owner.kill();
     world.remove("map");
     (world, disk, newest)
+}
+
+/// A claimant waits until the former owner has no right to read any more (P16): that is time enough for the map.
+#[test]
+fn l9_a_claimant_follows_the_backend_while_it_fences_the_former_owner() {
+    let world = World::new().with_dtl(DtlMode::Sync);
+    let (owner, other) = (world.start_with(ALONE), world.start_other_with(ALONE));
+    owner.create("demo", SIZE);
+    let mut disk = Disk::attach(&owner, "demo");
+    owner.until_in_sync("demo");
+    scatter(&mut disk, 1, 5);
+    let vdisk = world.vdisk("demo").vdisk;
+    owner.kill();
+    world.proxy.trouble(method::RAISE_EPOCH, Beside::No, Trouble::Silent);
+    let brought = || {
+        let head = world.proxy.objects(vdisk).last().map(|(object, _)| *object);
+        head.is_some() && other.maps().iter().any(|map| map.vdisk == vdisk && map.object == head)
+    };
+    assert!(!brought(), "it follows no maps of others");
+    std::thread::scope(|scope| {
+        let attach = scope.spawn(|| disk.reattach(&other));
+        until("the map is brought while the raise waits", brought);
+        until("the raise waits", || 0 < world.proxy.silenced());
+        world.proxy.no_trouble();
+        attach.join().unwrap();
+    });
+    disk.check_all();
+    other.stop();
 }
 
 #[test]
