@@ -122,6 +122,12 @@ impl<D: Disk> Target<D> {
             Some(bytes) => Promises::from_file(bytes)
                 .ok_or_else(|| DiskError::Failed("the file of promises is damaged".to_owned()))?,
         };
+        // The life before may have failed to sync its name, and no later sync makes up for that (L2).
+        match file.as_ref().map_or(Ok(()), |file| disk.promise(file)) {
+            // A full disk is no failing one, and what it holds may be needed right now.
+            Ok(()) | Err(DiskError::Full) => {}
+            Err(error) => return Err(error),
+        }
         for chunk in disk.chunks()? {
             if promises.logs.iter().all(|log| log.generation != chunk.generation) {
                 disk.remove(chunk)?;

@@ -24,10 +24,22 @@ struct Chunk {
 pub struct Contents {
     chunks: BTreeMap<ChunkId, Chunk>,
     promises: Option<Bytes>,
+    /// The ones whose name is on stable storage.
+    synced_promises: Option<Bytes>,
     /// Further bytes that fit.
     pub room: Option<usize>,
     pub sync_fails: bool,
-    pub promise_fails: bool,
+    pub promising: Promising,
+}
+
+/// What becomes of a new file of promises.
+#[derive(Debug, Clone, Copy, Default)]
+pub enum Promising {
+    #[default]
+    Works,
+    Fails,
+    /// It has its name, and the sync of that fails.
+    FailsWithItsName,
 }
 
 /// Clones share the contents; [`MemDisk::image`] doesn't.
@@ -37,8 +49,9 @@ pub struct MemDisk(pub Rc<RefCell<Contents>>);
 impl MemDisk {
     /// What is left when the power fails now.
     pub fn image(&self, keep: Chance, random: &mut Random) -> Self {
-        let mut left =
-            Contents { promises: self.0.borrow().promises.clone(), ..Contents::default() };
+        let promises = self.0.borrow().synced_promises.clone();
+        let synced_promises = promises.clone();
+        let mut left = Contents { promises, synced_promises, ..Contents::default() };
         for (id, chunk) in &self.0.borrow().chunks {
             if chunk.synced.is_none() && !random.happens(keep) {
                 continue;
@@ -160,10 +173,17 @@ impl Disk for MemDisk {
 
     fn promise(&self, bytes: &Bytes) -> Result<(), DiskError> {
         let mut contents = self.0.borrow_mut();
-        if contents.promise_fails {
-            return Err(DiskError::Failed("no promise".to_owned()));
+        let failed = Err(DiskError::Failed("no promise".to_owned()));
+        match contents.promising {
+            Promising::Fails => return failed,
+            Promising::FailsWithItsName => {
+                contents.promises = Some(bytes.clone());
+                return failed;
+            }
+            Promising::Works => {}
         }
         contents.promises = Some(bytes.clone());
+        contents.synced_promises = Some(bytes.clone());
         Ok(())
     }
 }

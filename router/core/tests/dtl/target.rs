@@ -10,7 +10,7 @@ use sim::{Chance, Random};
 use wire::dtl::{DtlFacts, DtlPromise, DtlState};
 use wire::router::UnmapKind;
 
-use crate::disk::MemDisk;
+use crate::disk::{MemDisk, Promising};
 use crate::support::{Driven, LIMITS, VDISK, append, at, entry, name};
 
 fn fresh() -> Driven {
@@ -328,11 +328,11 @@ fn l2_what_a_failed_sync_left_in_memory_counts_for_nothing_after_a_restart() {
     let mut driven = with_log();
     driven.answer(append(name(1, 1), 9..=10)).unwrap();
     driven.disk.0.borrow_mut().sync_fails = true;
-    driven.disk.0.borrow_mut().promise_fails = true;
+    driven.disk.0.borrow_mut().promising = Promising::Fails;
     let sync = driven.answer(Ask::Sync { log: name(1, 1), through: Lsn(10) });
     assert!(matches!(sync, Err(Refusal::Failed(_))));
     driven.disk.0.borrow_mut().sync_fails = false;
-    driven.disk.0.borrow_mut().promise_fails = false;
+    driven.disk.0.borrow_mut().promising = Promising::Works;
     let driven = Driven::open(driven.disk.survivor(), at(0));
     let held = driven.held(1).unwrap();
     assert_eq!((held.last, held.damaged), (Lsn(8), false));
@@ -341,12 +341,26 @@ fn l2_what_a_failed_sync_left_in_memory_counts_for_nothing_after_a_restart() {
 #[test]
 fn a_promise_that_cannot_be_written_ends_all_promises() {
     let mut driven = with_log();
-    driven.disk.0.borrow_mut().promise_fails = true;
+    driven.disk.0.borrow_mut().promising = Promising::Fails;
     driven.advance(5000);
     assert!(matches!(driven.answer(seal(2)), Err(Refusal::Failed(_))));
-    driven.disk.0.borrow_mut().promise_fails = false;
+    driven.disk.0.borrow_mut().promising = Promising::Works;
     assert!(matches!(driven.answer(append(name(1, 1), 9..=9)), Err(Refusal::Failed(_))));
     assert!(matches!(driven.create(&name(3, 3), 0), Err(Refusal::Failed(_))));
+}
+
+/// The next process reads a file of promises of which the directory doesn't know for sure.
+#[test]
+fn l2_a_promise_that_is_believed_at_opening_outlives_a_power_cut() {
+    let mut driven = with_log();
+    driven.advance(5000);
+    driven.disk.0.borrow_mut().promising = Promising::FailsWithItsName;
+    assert!(matches!(driven.answer(seal(2)), Err(Refusal::Failed(_))));
+    driven.disk.0.borrow_mut().promising = Promising::Works;
+    let driven = Driven::open(driven.disk.survivor(), at(0));
+    assert_eq!(driven.target.fence(), Epoch(2));
+    let left = driven.disk.image(Chance::NEVER, &mut Random::new(1));
+    assert_eq!(Driven::open(left, at(0)).target.fence(), Epoch(2));
 }
 
 #[test]
