@@ -4,7 +4,8 @@
 //!  edge                          R2                                  owner R1
 //!  CONTEST(epoch, attachment) ─▶ may it move already? (back-off)
 //!                                CONTESTED ────────────────────────▶ did that edge attach just now, or
-//!                                                                    is room all that is missing? then REFUTED;
+//!                                                                    is room all that is missing, or what others
+//!                                                                    owe? then REFUTED;
 //!                                                                    else: not InSync: hands the vDisk over by itself;
 //!                                                                    it has a gap: YIELDED
 //!                                no answer, or not refuted, InSync:
@@ -14,6 +15,8 @@
 //! The claim asserts the records that were read, so of two contests one wins, and one that lingered on its way takes
 //! nothing from a later owner. In a state other than InSync nothing is taken from an owner whose session lives: there only
 //! the session ends its right to read.
+//!
+//! What then stands against a claim is said to the edge that contests, whose log has it.
 //!
 //! Unless it serves nothing: an owner whose recovery ended at a gap has let go of the epoch of that try for good, and the
 //! next one begins with a claim that asserts the same records (P10). So it yields that epoch, in any state; who contests
@@ -49,7 +52,10 @@ const FROZEN_MAX: Duration = Duration::from_secs(1);
 /// What an owner says that doesn't refute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Said {
+    /// It can't be asked, or can't say.
     Nothing,
+    /// It has heard it, and hands the vDisk over by itself where nothing may be taken from it.
+    Heard,
     /// It serves nothing by this epoch, and never will.
     Yielded,
 }
@@ -108,7 +114,10 @@ impl Router {
         let Some(dtl) = dtl.filter(claimable) else {
             // An owner that is asked hands it over. From one that can't be asked nothing may be taken while its session
             // lives; after that it is claimed as from any that is gone.
-            self.claim_from_gone(&contest.name).await?;
+            let claimed = self.claim_from_gone(&contest.name).await?.is_some();
+            if !claimed && said == Said::Nothing {
+                return self.why_not_claimed(&read.value).await;
+            }
             return Ok(());
         };
         let key = key::vdisk_contest(vdisk);
@@ -116,10 +125,29 @@ impl Router {
         let also = Transaction::new().assert_is(&key, old).set(&key, new.to_record());
         let (why, right) = match said {
             Said::Yielded => ("it can't recover it, and this router can", Right::Yielded),
-            Said::Nothing => ("an edge has no service from it", Right::ByState),
+            Said::Nothing | Said::Heard => ("an edge has no service from it", Right::ByState),
         };
         self.claim_from(&read, &dtl, (why, right, also)).await?;
         Ok(())
+    }
+
+    /// An owner that can't be asked keeps its vDisk, unless somebody else took it meanwhile.
+    async fn why_not_claimed(&self, asked: &VdiskRecord) -> Result<(), WireError> {
+        let VdiskRecord { vdisk, owner, epoch, .. } = *asked;
+        let read = self.facts.vdisk(vdisk).await.map_err(|error| error.to_wire())?;
+        if read.is_none_or(|read| (read.value.owner, read.value.epoch) != (owner, epoch)) {
+            return Ok(());
+        }
+        let dtl = self.facts.dtl(vdisk).await.map_err(|error| error.to_wire())?;
+        let why = match dtl.map(|read| read.value.facts.state) {
+            None => "without a DTL only its log holds what isn't in the backend yet".to_owned(),
+            Some(state) => format!(
+                "its DTL is {state:?}, so that only the end of its session in arakoon lets another claim it"
+            ),
+        };
+        let owner = self.ties.name_of(owner);
+        tracing::info!(%vdisk, name = asked.name, owner, why, "a contested vDisk isn't claimed");
+        Err(refuted(format!("its owner {owner} can't be asked; {why}")))
     }
 
     fn has_room(&self) -> bool {
@@ -149,7 +177,8 @@ impl Router {
                 tracing::info!(%owner, vdisk = %contested.vdisk, %error, "a contested owner doesn't refute");
                 Ok(Said::Nothing)
             }
-            Ok(Ok(())) | Err(_) => Ok(Said::Nothing),
+            Ok(Ok(())) => Ok(Said::Heard),
+            Err(_) => Ok(Said::Nothing),
         }
     }
 
@@ -187,21 +216,31 @@ impl Router {
         let waits = generation.is_some_and(|generation| serving.waits_for_room(generation))
             && session.is_some_and(crate::state::Session::is_connected)
             && 0 < serving.core.pending_bytes();
+        // One that is awaited may contest for itself: perhaps it can't reach this router.
+        let owed = serving.awaiting.iter().any(|awaited| Some(*awaited) != generation);
         let service = Service {
+            waits_for_others: owed || serving.handing_over,
             attached: session.map(|session| session.attached),
             waits_for_room: waits && !disk_full,
             moved: serving.moved,
             full_since: serving.full_since,
             disk_owes,
         };
-        if contest::is_refuted(boot_now(), &service) {
-            let why =
-                "the edge has just attached here, or waits for the backend to take what is pending";
+        let now = boot_now();
+        if contest::is_refuted(now, &service) {
+            let why = if service.waits_for_others {
+                "its requests wait for another edge to replay, or for a hand-over to end"
+            } else {
+                "the edge has just attached here, or waits for the backend to take what is pending"
+            };
             return Err(refuted(why));
         }
-        tracing::warn!(%vdisk, name = %serving.record.name, %by, "contested: an edge has no service from here");
-        let text = format!("by {}: an edge has no service from here", self.ties.name_of(by));
-        self.events.of(Severity::Warn, "contested", vdisk, &text);
+        if contest::is_told(now, serving.told_contested) {
+            serving.told_contested = Some(now);
+            tracing::warn!(%vdisk, name = %serving.record.name, %by, "contested: an edge has no service from here");
+            let text = format!("by {}: an edge has no service from here", self.ties.name_of(by));
+            self.events.of(Severity::Warn, "contested", vdisk, &text);
+        }
         if !serving.is_claimable() && !serving.handing_over {
             // Others may have service here: they don't wait again and again for what can't be (L8).
             if serving.degraded.is_some() {

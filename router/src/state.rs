@@ -184,6 +184,8 @@ pub struct Serving {
     pub changing_dtl: bool,
     /// When its requests last waited for a hand-over that didn't come about.
     pub frozen_in_vain: Option<Now>,
+    /// When it was told last that it is contested (P19).
+    pub told_contested: Option<Now>,
     pub objects: u64,
     /// TLogs that were replayed into the page map when the vDisk was opened.
     pub map_followed: u64,
@@ -231,6 +233,7 @@ impl Serving {
             handing_over: false,
             changing_dtl: false,
             frozen_in_vain: None,
+            told_contested: None,
             objects,
             read_end: 0,
             read_streak: 0,

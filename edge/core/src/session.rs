@@ -30,6 +30,7 @@ mod log;
 mod send;
 #[cfg(test)]
 mod tests;
+mod tries;
 mod usage;
 
 use crate::slab::{Key, Slab};
@@ -38,6 +39,7 @@ use log::ReplayLog;
 use model::{AttachmentGeneration, ByteRange, Epoch, Incarnation, Lsn, Now, RequestSeq, VdiskId};
 use std::collections::VecDeque;
 use std::time::Duration;
+use tries::Tries;
 use wire::router::{
     BlockStatus, Durability, Extent, Flush, IO_MAX, Location, Read, ReplayComplete, Unmap,
     UnmapKind, Write,
@@ -65,7 +67,7 @@ pub struct Settings {
     pub flush_after: Duration,
     /// After this a request is answered with an I/O error; `None` = never: a disk that hangs is better than one that lies.
     pub io_deadline: Option<Duration>,
-    /// A call unanswered this long condemns its connection.
+    /// A call unanswered this long condemns its connection; so does a request that is answered with "later" for this long.
     pub call_timeout: Duration,
     /// How long a request is tried again that the backend can't serve now, from the first time that it says so.
     pub unreadable_patience: Duration,
@@ -300,39 +302,6 @@ enum CallKind {
     ReplayComplete,
 }
 
-/// How often something was tried, and since when its data can't be read.
-#[derive(Debug, Clone, Copy, Default)]
-struct Tries {
-    count: u32,
-    unreadable: Option<Now>,
-}
-
-impl Tries {
-    /// One more failure. Patience counts from the first of those in a row that say "unreadable": what was waited for
-    /// otherwise, an owner say, is no reason to give up.
-    fn note(&mut self, now: Now, failure: &Failure) {
-        self.count = self.count.saturating_add(1);
-        self.unreadable = match failure {
-            Failure::Unreadable => self.unreadable.or(Some(now)),
-            Failure::Retry
-            | Failure::Damaged
-            | Failure::Refused(_)
-            | Failure::Lost
-            | Failure::Elsewhere(_)
-            | Failure::Fenced => None,
-        };
-    }
-
-    /// The next connection's answers count for themselves.
-    const fn elsewhere(self) -> Self {
-        Self { unreadable: None, ..self }
-    }
-
-    fn unreadable_for(&self, now: Now) -> Duration {
-        self.unreadable.map_or(Duration::ZERO, |since| now.since(since))
-    }
-}
-
 #[derive(Debug)]
 enum Again {
     Change(RequestSeq),
@@ -362,6 +331,8 @@ pub struct Session<T> {
     /// When the oldest change that no flush covers was acknowledged.
     unflushed_since: Option<Now>,
     replay_complete_sent: bool,
+    /// Since when this router puts off flushes, or the end of replay.
+    put_off: Option<Now>,
     next_tick: Now,
     /// When something happened last.
     now: Now,
@@ -392,6 +363,7 @@ impl<T> Session<T> {
             acknowledged: Lsn::ZERO,
             unflushed_since: None,
             replay_complete_sent: false,
+            put_off: None,
             next_tick: Now(Duration::ZERO),
             now: Now(Duration::ZERO),
             replayed_now: 0,
@@ -528,9 +500,12 @@ impl<T> Session<T> {
             return;
         }
         self.next_tick = now.plus(TICK);
-        let late = |call: &Call| now.since(call.sent) >= self.settings.call_timeout;
-        if self.calls.iter().any(|(_, call)| late(call)) {
+        let late = |since: Now| now.since(since) >= self.settings.call_timeout;
+        if self.calls.iter().any(|(_, call)| late(call.sent)) {
             self.relink(None, "a call stayed unanswered too long");
+        } else if self.put_off_since().is_some_and(late) {
+            // As useless as one that is silent: whether another does better is asked there (P19).
+            self.relink(None, "the router has put requests off for too long");
         }
         if let Some(deadline) = self.settings.io_deadline {
             let late = |op: &OpState<T>| now.since(op.since) >= deadline;

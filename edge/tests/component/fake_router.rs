@@ -183,6 +183,8 @@ pub struct Faults {
     pub gap: bool,
     /// Another router finds the owner gone, and can't take its vDisks.
     pub gap_elsewhere: bool,
+    /// Nobody grants the owner the right to read, until it is contested at another router.
+    pub no_right: bool,
 }
 
 #[derive(Debug, Default)]
@@ -348,7 +350,7 @@ impl Service for Router {
             (_, method::LOCATE) => encoded(state.locate(&request)),
             (Part::Bystander, method::CONTEST) => {
                 state.counters.contests += 1;
-                state.faults.gap = false;
+                (state.faults.gap, state.faults.no_right) = (false, false);
                 Ok(wire::encode_to_bytes(&()))
             }
             (Part::Bystander, method::ATTACH) if state.faults.gap_elsewhere => {
@@ -506,6 +508,9 @@ impl State {
         let ask: Read = request.decode()?;
         if self.faults.unreadable {
             return Err(WireError::retry(code::UNREADABLE, "too many fragments are gone"));
+        }
+        if self.faults.no_right {
+            return Err(WireError::retry(code::RECOVERING, "nobody grants the right to read"));
         }
         let corrupt = self.faults.corrupt_reads > 0;
         self.faults.corrupt_reads -= usize::from(corrupt);

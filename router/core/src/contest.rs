@@ -26,6 +26,8 @@ pub const MOVES: Duration = Duration::from_secs(15);
 pub const FULL: Duration = Duration::from_secs(60);
 /// So long an owner that froze a vDisk for a hand-over in vain serves on before a contest freezes it again.
 pub const SPARED: Duration = Duration::from_secs(30);
+/// Between two events of a vDisk that say that it is contested.
+const TOLD_EVERY: Duration = Duration::from_secs(60);
 /// vDisks whose owners' times are kept; more begin to count anew.
 const RULED_MAX: usize = 4096;
 
@@ -66,6 +68,8 @@ pub struct Service {
     pub attached: Option<Now>,
     /// Changes of that edge are here, and wait for room in log or memory until the backend takes what is pending.
     pub waits_for_room: bool,
+    /// Its requests wait for another edge to replay (P6), or for a hand-over to end, and not for this router.
+    pub waits_for_others: bool,
     /// When what is pending got less last, unless proxies can't be used since.
     pub moved: Option<Now>,
     /// Since when proxies say that the backend itself takes nothing.
@@ -78,16 +82,24 @@ pub struct Service {
 ///
 /// Where all that is missing is room, the edge waits for the backend, and would at every router: a claimant would only
 /// recover the same changes into its own log, and be contested in turn. That is believed while what is pending gets
-/// less, or for a while if proxies say that the backend is full. A disk that hangs, a page map that can't follow, or a
-/// backend that this router alone can't use, are no such case.
+/// less, or for a while if proxies say that the backend is full. Nor would another router give back what an edge owes that
+/// hasn't replayed; where that one can't reach this router, it contests for itself. A disk that hangs, a page map that can't
+/// follow, or a backend that this router alone can't use, are no such case.
 #[must_use]
 pub fn is_refuted(now: Now, service: &Service) -> bool {
-    let Service { attached, waits_for_room, moved, full_since, disk_owes } = *service;
+    let Service { attached, waits_for_room, waits_for_others, moved, full_since, disk_owes } =
+        *service;
     let within = |since: Option<Now>, limit| since.is_some_and(|since| now.since(since) < limit);
     let fresh = within(attached, FRESH);
     let disk_works = disk_owes.is_none_or(|since| now.since(since) < FRESH);
     let gets_less = within(moved, MOVES) || within(full_since, FULL);
-    fresh || (waits_for_room && disk_works && gets_less)
+    fresh || (disk_works && (waits_for_others || (waits_for_room && gets_less)))
+}
+
+/// Whether that it is contested is told again: an outage makes every edge contest again and again. `told`: when it was last.
+#[must_use]
+pub fn is_told(now: Now, told: Option<Now>) -> bool {
+    told.is_none_or(|told| TOLD_EVERY <= now.since(told))
 }
 
 /// Whether a router has the room to recover a contested vDisk.
@@ -165,6 +177,22 @@ mod tests {
         assert!(!is_refuted(now, &owing(98)), "a disk that hangs");
         assert!(!is_refuted(now, &Service { waits_for_room: false, ..owing(100) }));
         assert!(has_room(75, 100) && !has_room(76, 100));
+    }
+
+    #[test]
+    fn p19_an_owner_that_waits_for_somebody_else_refutes_unless_its_disk_hangs() {
+        let now = Now(Duration::from_secs(100));
+        let waits = Service { waits_for_others: true, ..Service::default() };
+        assert!(is_refuted(now, &waits), "any owner would wait");
+        let owing = |since| Service { disk_owes: Some(Now(Duration::from_secs(since))), ..waits };
+        assert!(is_refuted(now, &owing(99)) && !is_refuted(now, &owing(98)));
+    }
+
+    #[test]
+    fn l8_that_a_vdisk_is_contested_is_told_once_a_minute() {
+        let at = |secs| Now(Duration::from_secs(secs));
+        assert!(is_told(at(100), None));
+        assert!(!is_told(at(159), Some(at(100))) && is_told(at(160), Some(at(100))));
     }
 
     proptest! {

@@ -210,10 +210,37 @@ fn p19_a_contest_of_an_owner_whose_session_is_over_claims_in_every_state() {
     let before = world.vdisk("demo");
     owner.kill();
     let other = world.start_other();
+    let refuted = disk.contest(&other, before.epoch).unwrap_err();
+    assert_eq!(refuted.code, code::REFUTED, "{refuted}");
+    assert!(refuted.message.contains("only the end of its session"), "{refuted}");
     world.expire_owner("demo");
     disk.contest(&other, before.epoch).unwrap();
     assert_eq!(world.vdisk("demo").owner, world.id_of("router-2"));
     disk.reattach(&other);
     disk.check_all();
+    other.stop();
+}
+
+/// A reader that contests has no service, and would have none elsewhere.
+#[test]
+fn p19_an_owner_that_waits_for_another_edge_to_replay_keeps_the_vdisk() {
+    let world = World::new().with_dtl(DtlMode::Sync);
+    let (other, owner, mut disk) = world.in_sync(8 * MIB);
+    disk.write(0, &[1; 4096], Durability::Durable);
+    other.transfer("demo", world.id_of("router-2"));
+    let reader = Disk::try_attach(&owner, "demo", 2, AttachMode::ReadOnly, false).unwrap();
+    let refused = reader.try_read(0, 4096).unwrap_err();
+    assert_eq!(refused.code, code::RECOVERING, "{refused}");
+    let before = world.vdisk("demo");
+    until_refuted_as(&world, &reader, &other, "another edge to replay");
+    // Longer than an attach refutes.
+    std::thread::sleep(Duration::from_millis(2500));
+    until_refuted_as(&world, &reader, &other, "another edge to replay");
+    assert_eq!(world.vdisk("demo"), before);
+    // Whom it waits for may contest, and can't reach it perhaps.
+    disk.contest(&other, before.epoch).unwrap();
+    reattach(&mut disk, &other);
+    disk.check_all();
+    owner.stop();
     other.stop();
 }

@@ -15,16 +15,17 @@ impl<T> Session<T> {
     pub fn answered(&mut self, now: Now, key: CallKey, result: Result<Answer, Failure>) {
         self.now = now;
         let Some(call) = self.calls.remove(key) else { return };
+        let at = (call.sent, now);
         match (call.what, result) {
             (CallKind::Change(seq), Ok(Answer::Applied { epoch, lsn })) => {
                 self.change_applied(now, seq, (epoch, lsn));
             }
-            (CallKind::Change(seq), Err(failure)) => self.change_failed(now, seq, failure),
+            (CallKind::Change(seq), Err(failure)) => self.change_failed(at, seq, failure),
             (CallKind::Ask { ask, tries }, Ok(answer)) => {
-                self.ask_answered(now, (ask, tries), answer);
+                self.ask_answered(at, (ask, tries), answer);
             }
             (CallKind::Ask { ask, tries }, Err(failure)) => {
-                self.ask_failed(now, (ask, tries), failure);
+                self.ask_failed(at, (ask, tries), failure);
             }
             (CallKind::Flush { waiters, floor }, Ok(Answer::Flushed { epoch, lsn })) => {
                 self.flushes -= 1;
@@ -32,12 +33,13 @@ impl<T> Session<T> {
             }
             (CallKind::Flush { waiters, .. }, Err(failure)) => {
                 self.flushes -= 1;
-                self.flush_failed(now, waiters, failure);
+                self.flush_failed(at, waiters, failure);
             }
             (CallKind::ReplayComplete, Ok(Answer::Done)) => self.went_live(),
             (CallKind::ReplayComplete, Err(failure)) => match self.common(failure) {
                 None => {}
                 Some(_) => {
+                    self.put_off.get_or_insert(call.sent);
                     let due = now.plus(self.pause(3));
                     self.again.push((due, Again::ReplayComplete));
                 }
@@ -74,10 +76,10 @@ impl<T> Session<T> {
         }
     }
 
-    fn change_failed(&mut self, now: Now, seq: RequestSeq, failure: Failure) {
+    fn change_failed(&mut self, (sent, now): (Now, Now), seq: RequestSeq, failure: Failure) {
         let Some(entry) = self.log.get_mut(seq) else { return };
         let (acknowledged, tries) = (entry.acknowledged, entry.tries.count);
-        entry.tries.note(now, &failure);
+        entry.tries.note((sent, now), &failure);
         let patient = entry.tries.unreadable_for(now) < self.settings.unreadable_patience;
         let Some(failure) = self.common(failure) else { return };
         self.stats.damaged += u64::from(failure == Failure::Damaged);
@@ -122,7 +124,7 @@ impl<T> Session<T> {
         }
     }
 
-    fn ask_answered(&mut self, now: Now, (ask, tries): (Ask, Tries), answer: Answer) {
+    fn ask_answered(&mut self, at: (Now, Now), (ask, tries): (Ask, Tries), answer: Answer) {
         match (&ask, answer) {
             (Ask::Read { op, piece, len, .. }, Answer::Data(data))
                 if data.len() == *len as usize =>
@@ -133,7 +135,7 @@ impl<T> Session<T> {
                 self.piece_done(*op, Ok(()));
             }
             (Ask::Read { .. }, Answer::Data(_)) => {
-                self.ask_failed(now, (ask, tries), Failure::Damaged);
+                self.ask_failed(at, (ask, tries), Failure::Damaged);
             }
             (Ask::Status { op, .. }, Answer::Extents(extents)) => {
                 if let Some(state) = self.ops.get_mut(*op) {
@@ -148,10 +150,15 @@ impl<T> Session<T> {
         }
     }
 
-    fn ask_failed(&mut self, now: Now, (ask, mut tries): (Ask, Tries), failure: Failure) {
+    fn ask_failed(
+        &mut self,
+        (sent, now): (Now, Now),
+        (ask, mut tries): (Ask, Tries),
+        failure: Failure,
+    ) {
         let (Ask::Read { op, .. } | Ask::Status { op, .. }) = ask;
         let count = tries.count;
-        tries.note(now, &failure);
+        tries.note((sent, now), &failure);
         if matches!(failure, Failure::Lost | Failure::Elsewhere(_) | Failure::Fenced) {
             self.asks.push_front((ask, tries));
             self.common(failure);
@@ -181,6 +188,7 @@ impl<T> Session<T> {
             self.relink(None, "a flush was acknowledged short of acknowledged writes");
             return;
         }
+        self.put_off = None;
         self.log.covered(lsn);
         if !self.log.has_unflushed() {
             self.unflushed_since = None;
@@ -190,7 +198,7 @@ impl<T> Session<T> {
         }
     }
 
-    fn flush_failed(&mut self, now: Now, waiters: Vec<Key>, failure: Failure) {
+    fn flush_failed(&mut self, (sent, now): (Now, Now), waiters: Vec<Key>, failure: Failure) {
         if matches!(failure, Failure::Lost | Failure::Elsewhere(_)) {
             self.flush_waiters.splice(0..0, waiters);
             self.common(failure);
@@ -204,6 +212,7 @@ impl<T> Session<T> {
                 }
             }
             Some(_) => {
+                self.put_off.get_or_insert(sent);
                 let due = now.plus(self.pause(3));
                 self.again.push((due, Again::Flush(waiters)));
             }

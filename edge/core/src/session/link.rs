@@ -17,13 +17,14 @@ impl<T> Session<T> {
         self.link = Link::Down;
         self.flushes = 0;
         self.replay_complete_sent = false;
+        self.put_off = None;
         // What was decided for the old connection must not go out on the next one.
         self.effects.retain(|effect| !matches!(effect, Effect::Call { .. }));
         let calls = self.calls.drain();
         let again = std::mem::take(&mut self.again);
         for (_, again) in again {
             match again {
-                super::Again::Ask { ask, tries } => self.asks.push_back((ask, tries.elsewhere())),
+                super::Again::Ask { ask, tries } => self.asks.push_back((ask, tries)),
                 super::Again::Flush(waiters) => self.flush_waiters.extend(waiters),
                 // Their log entries are looked at when a connection stands again.
                 super::Again::Change(_) | super::Again::ReplayComplete => {}
@@ -31,10 +32,13 @@ impl<T> Session<T> {
         }
         for call in calls {
             match call.what {
-                CallKind::Ask { ask, tries } => self.asks.push_back((ask, tries.elsewhere())),
+                CallKind::Ask { ask, tries } => self.asks.push_back((ask, tries)),
                 CallKind::Flush { waiters, .. } => self.flush_waiters.extend(waiters),
                 CallKind::Change(_) | CallKind::ReplayComplete => {}
             }
+        }
+        for (_, tries) in &mut self.asks {
+            *tries = tries.elsewhere();
         }
     }
 
@@ -118,6 +122,7 @@ impl<T> Session<T> {
 
     pub(super) fn went_live(&mut self) {
         self.link = Link::Live;
+        self.put_off = None;
         self.stats.replayed += self.replayed_now;
         if self.stats.reconnects > 0 {
             let replayed = self.replayed_now;

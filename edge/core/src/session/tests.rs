@@ -1,5 +1,7 @@
 //! The executions that the rules were made for, one by one.
 
+mod put_off;
+
 use super::*;
 use wire::router::{AppliedSequences, Attached};
 
