@@ -46,7 +46,8 @@ remembers only its own life. Times are those of the process's host.
   attachment-ended                                           an operator ended one
   map-fetched map-rebuilt map-dropped                        where a page map was taken from
   dtl backend-out backend-back                               where what is written is safe
-  session session-lost standing log-full log-failed          a router
+  session session-unheard session-lost standing              a router
+  log-full log-failed                                        its write log
   osd osd-ok object-lost object-found                        disks, as a proxy sees them
 
 Examples:

@@ -23,6 +23,15 @@ use crate::router::Router;
 /// How often it is seen whether the session is lost.
 const LOOK: Duration = Duration::from_millis(300);
 
+/// What is told when the session gives no right any more, and when it does again.
+const UNHEARD: (Severity, &str, &str) = (
+    Severity::Warn,
+    "session-unheard",
+    "arakoon doesn't renew it: what isn't InSync isn't read here until it does, and may be claimed by others once it is over there",
+);
+const HEARD: (Severity, &str, &str) =
+    (Severity::Info, "session", "arakoon renews it again: it was in time");
+
 /// The session of this process, once there is one.
 #[derive(Default)]
 pub struct Lease {
@@ -68,11 +77,19 @@ impl Router {
 
     /// Holds a session until the router stops.
     pub async fn lease_loop(self: Arc<Self>) {
-        let mut had_one = false;
+        let (mut had_one, mut heard) = (false, true);
         loop {
-            if self.lease.current().is_some() {
+            if let Some(session) = self.lease.current() {
                 had_one = true;
+                let lives = session.lives();
+                if std::mem::replace(&mut heard, lives) != lives {
+                    // It gives no right any more, long before arakoon can say that it is over.
+                    let (severity, kind, text) = if lives { HEARD } else { UNHEARD };
+                    tracing::warn!(kind, text, "the session in arakoon");
+                    self.note(severity, kind, text);
+                }
             } else if !self.state().stopping {
+                heard = true;
                 if std::mem::take(&mut had_one) {
                     let text = "it is over: arakoon wasn't reached for too long; what isn't InSync isn't read here";
                     self.note(Severity::Warn, "session-lost", text);

@@ -174,3 +174,19 @@ fn l8_a_vdisk_that_cant_be_drained_takes_nobody_elses_time() {
     }
     owner.kill();
 }
+
+#[test]
+fn l9_a_router_that_arakoon_doesnt_hear_says_that_it_doesnt_read() {
+    let world = World::new().with_dtl(DtlMode::Sync).with_cables();
+    let (owner, disk) = degraded(&world);
+    world.cables().arakoon.cut();
+    until("nobody is told", || !owner.events("session-unheard").is_empty());
+    let refused = disk.try_read(0, 4096).unwrap_err();
+    assert_eq!((refused.class, refused.code), (ErrorClass::Retry, code::RECOVERING), "{refused}");
+    world.cables().arakoon.mend();
+    until("it isn't heard again", || disk.try_read(0, 4096).is_ok());
+    until("nobody is told", || owner.events("session").iter().any(|e| e.contains("again")));
+    assert_eq!(owner.events("session-unheard").len(), 1);
+    disk.check_all();
+    owner.stop();
+}
