@@ -178,7 +178,7 @@ fn p26_checkpoints_cost_an_eighth_of_what_is_written_however_small_its_scos_are(
 #[test]
 fn l6_an_opening_does_without_checkpoints_that_are_silent_or_out() {
     for method in [method::LIST_OBJECTS, method::READ_OBJECT] {
-        for trouble in [Trouble::Silent, Trouble::Out] {
+        for trouble in [Trouble::Silent, Trouble::Out, Trouble::Refused] {
             let (world, mut disk, newest) = without_a_map();
             world.proxy.trouble(method, Beside::Yes, trouble);
             let start = Instant::now();

@@ -72,6 +72,8 @@ pub enum Trouble {
     Silent,
     /// It can't be done now.
     Out,
+    /// It can never be done.
+    Refused,
 }
 
 /// What lies in a namespace.
@@ -406,6 +408,9 @@ impl Service for Server {
             }
             Some(Trouble::Out) => {
                 return responder.fail(WireError::retry(code::NO_POLICY, "this can't be done now"));
+            }
+            Some(Trouble::Refused) => {
+                return responder.fail(WireError::fatal(code::NO_POLICY, "this can't be done"));
             }
             None => {}
         }
