@@ -54,7 +54,7 @@ impl Ledger {
             self.excuse(key.clone(), osd, "it was stored after its delete");
         }
         if *self.puts.entry(call).or_insert(outcome) != outcome {
-            self.excuse(key.clone(), osd, "of two copies of one call, only one found room");
+            self.excuse(key.clone(), osd, "two copies of its call met different fates");
         }
     }
 

@@ -38,6 +38,8 @@ pub enum Promising {
     #[default]
     Works,
     Fails,
+    /// There is no room for it.
+    Full,
     /// It has its name, and the sync of that fails.
     FailsWithItsName,
 }
@@ -176,6 +178,7 @@ impl Disk for MemDisk {
         let failed = Err(DiskError::Failed("no promise".to_owned()));
         match contents.promising {
             Promising::Fails => return failed,
+            Promising::Full => return Err(DiskError::Full),
             Promising::FailsWithItsName => {
                 contents.promises = Some(bytes.clone());
                 return failed;

@@ -3,7 +3,7 @@
 use model::{ClusterRange, DtlGeneration, Epoch, Lap, Lsn, RouterId};
 use router_core::dtl::records::outgoing;
 use router_core::dtl::store::{ChunkId, Disk};
-use router_core::dtl::target::{Answer, Ask, LEASE_HOLD, Refusal, confirm, may_count};
+use router_core::dtl::target::{Answer, Ask, LEASE_HOLD, Refusal, Target, confirm, may_count};
 use router_core::log::{Op, Placement};
 use router_core::volume::{Change, HeadState, Opening, Replayed, Stamp, Volume};
 use sim::{Chance, Random};
@@ -361,6 +361,18 @@ fn l2_a_promise_that_is_believed_at_opening_outlives_a_power_cut() {
     assert_eq!(driven.target.fence(), Epoch(2));
     let left = driven.disk.image(Chance::NEVER, &mut Random::new(1));
     assert_eq!(Driven::open(left, at(0)).target.fence(), Epoch(2));
+}
+
+#[test]
+fn l7_a_target_is_opened_on_a_full_disk_and_not_on_one_that_fails() {
+    let driven = with_log();
+    let opened = |promising| {
+        let disk = driven.disk.survivor();
+        disk.0.borrow_mut().promising = promising;
+        Target::open(VDISK, LIMITS, disk, at(0))
+    };
+    assert_eq!(opened(Promising::Full).unwrap().held().len(), 1);
+    assert!(opened(Promising::Fails).is_err());
 }
 
 #[test]
