@@ -119,7 +119,11 @@ fn qemu_goes_on(cluster: &Cluster) -> anyhow::Result<()> {
     let image = format!("driver=nbd,{host},server.port={port},export=qemu,reconnect-delay=60");
     let bench = Tool::new("qemu-img").args(["bench", "-w", "-d", "8", "-c", "30000"]);
     let mut bench = bench.args(["--flush-interval", "32", "--image-opts", &image]).spawn()?;
-    wait_until(LONG, "qemu to be served", || Ok(served(cluster, "qemu")?.is_some()))?;
+    // It is attached before the client has its answer, and a client that never was served doesn't come back.
+    wait_until(LONG, "qemu's writes", || {
+        let seen = served(cluster, "qemu")?;
+        Ok(seen.is_some_and(|seen| 0 < seen["writes"]["bytes"].as_u64().unwrap_or(0)))
+    })?;
     cluster.kill9("edge-1")?;
     ensure!(!bench.has_ended()?, "qemu ended before the edge did: {}", bench.printed()?);
     let ended = bench.wait(LONG)?;
