@@ -24,7 +24,8 @@ use tokio::sync::oneshot;
 use tokio::task::AbortHandle;
 use wire::WireError;
 use wire::arakoon::{
-    ChangesAsk, Get, JoinAnswer, JoinAsk, RaftMessage, Range, SessionsAsk, Transaction, code,
+    ChangesAsk, Get, JoinAnswer, JoinAsk, RaftBatch, RaftMessage, Range, SessionsAsk, Transaction,
+    code,
 };
 
 /// The unit of Raft's clock.
@@ -33,6 +34,8 @@ pub const TICK: Duration = Duration::from_millis(100);
 const INPUTS_MAX: usize = 4096;
 /// Inputs taken together, so that ticks and disk get their turn.
 const BATCH_MAX: usize = 512;
+/// Messages that go with the answer to a peer's call.
+const ANSWER_MAX: usize = 64;
 /// A snapshot that is being fetched and gave no sign for this long is given up for another.
 const CATCHUP_PATIENCE: Duration = Duration::from_secs(15);
 /// A stopping leader waits this long for another to take over.
@@ -54,7 +57,7 @@ pub enum Input {
     },
     WhoMaster(Responder),
     Status(Responder),
-    Raft(Vec<RaftMessage>),
+    Raft(Heard),
     Unreachable(u64),
     SnapshotFailed(u64),
     /// A peer fetches the snapshot that was made for it.
@@ -67,6 +70,13 @@ pub enum Input {
     /// The last entry of this node, for who asks peers to take it back; `None` when it votes already.
     Joining(oneshot::Sender<Option<u64>>),
     Stop,
+}
+
+/// What came from one peer.
+pub struct Heard {
+    pub messages: Vec<RaftMessage>,
+    /// The call that it came in; `None`: it was itself an answer.
+    pub call: Option<Responder>,
 }
 
 /// A page of the snapshot that this node fetches.
@@ -134,6 +144,24 @@ pub struct Parts {
     pub tasks: tokio::runtime::Handle,
 }
 
+/// A peer's call that is being answered, and what Raft wants to tell that peer.
+struct Answering {
+    call: Responder,
+    messages: Vec<RaftMessage>,
+}
+
+impl Answering {
+    /// Answers are short: what carries entries or a snapshot goes its own way, which is bounded by bytes.
+    fn takes(&self, message: &RaftMessage) -> bool {
+        let is_short = message.entries.is_empty() && message.snapshot.is_none();
+        is_short && self.messages.len() < ANSWER_MAX && !self.call.is_gone()
+    }
+
+    fn finish(self) {
+        self.call.reply(&RaftBatch { messages: self.messages }, Bytes::new());
+    }
+}
+
 /// Everything the thread owns.
 pub struct Driver {
     replica: Replica<RocksStore>,
@@ -145,6 +173,8 @@ pub struct Driver {
     tasks: tokio::runtime::Handle,
     waiting: BTreeMap<Ticket, Waiting>,
     tickets: u64,
+    /// By peer; only between the taking of an input and the flush behind it.
+    answering: BTreeMap<u64, Answering>,
     catchup: Option<Catchup>,
     stopping: Option<Now>,
 }
@@ -162,6 +192,7 @@ impl Driver {
             tasks,
             waiting: BTreeMap::new(),
             tickets: 0,
+            answering: BTreeMap::new(),
             catchup: None,
             stopping: None,
         }
@@ -227,11 +258,7 @@ impl Driver {
                     .reply(&server::leader(&self.nodes, status.leader, status.term), Bytes::new());
             }
             Input::Status(responder) => self.status(responder),
-            Input::Raft(messages) => {
-                for message in messages {
-                    self.receive(message)?;
-                }
-            }
+            Input::Raft(heard) => self.hear(heard)?,
             Input::Unreachable(peer) => self.replica.peer_unreachable(peer),
             Input::SnapshotFailed(peer) => self.replica.snapshot_failed(peer),
             Input::SnapshotProgress(peer) => self.replica.snapshot_progress(peer),
@@ -321,6 +348,17 @@ impl Driver {
         responder.reply(&answer, Bytes::new());
     }
 
+    fn hear(&mut self, Heard { messages, call }: Heard) -> Result<(), StoreError> {
+        if let (Some(call), Some(first)) = (call, messages.first()) {
+            let answering = Answering { call, messages: Vec::new() };
+            // One whose caller has given up meanwhile, and asks again.
+            if let Some(former) = self.answering.insert(first.from, answering) {
+                former.finish();
+            }
+        }
+        messages.into_iter().try_for_each(|message| self.receive(message))
+    }
+
     /// A snapshot is handed to raft only when its rows lie ready.
     fn receive(&mut self, message: RaftMessage) -> Result<(), StoreError> {
         let behind = |index: u64| index > self.replica.status().committed;
@@ -393,11 +431,7 @@ impl Driver {
         self.replica.advance()?;
         for output in self.replica.take_outputs() {
             match output {
-                Output::Send(message) => {
-                    if let Err(Dropped { to, was_snapshot: true }) = self.links.send(message) {
-                        self.replica.snapshot_failed(to);
-                    }
-                }
+                Output::Send(message) => self.send(message),
                 Output::Answer(ticket, answer) => self.answer(ticket, answer)?,
                 Output::Leader { leader, term } => {
                     let leader = server::leader(&self.nodes, leader, term).leader;
@@ -422,7 +456,20 @@ impl Driver {
                 }
             }
         }
+        std::mem::take(&mut self.answering).into_values().for_each(Answering::finish);
         Ok(())
+    }
+
+    /// What is said to a peer whose call waits goes with its answer: a message of its own would cost a call.
+    fn send(&mut self, message: RaftMessage) {
+        if let Some(answering) = self.answering.get_mut(&message.to)
+            && answering.takes(&message)
+        {
+            return answering.messages.push(message);
+        }
+        if let Err(Dropped { to, was_snapshot: true }) = self.links.send(message) {
+            self.replica.snapshot_failed(to);
+        }
     }
 
     fn answer(&mut self, ticket: Ticket, answer: Answer) -> Result<(), StoreError> {

@@ -1,9 +1,11 @@
 //! Messages to the other nodes: one task and one bounded queue per peer.
 //!
 //! Raft tolerates loss, so a full queue drops and nothing is sent twice. What queued while a batch was under way goes out
-//! with the next one.
+//! with the next one. The peer's answer brings what its Raft has to say to it, so an append or a heartbeat is one call and
+//! not two.
 
-use crate::driver::{Input, Inputs};
+use crate::driver::{Heard, Input, Inputs};
+use crate::server::is_between;
 use arakoon_core::convert::SNAPSHOT_KIND;
 use runtime::rpc::{Call, Client};
 use std::collections::BTreeMap;
@@ -31,15 +33,16 @@ pub struct Dropped {
 impl Links {
     /// Starts a task per peer on the current runtime.
     pub fn start(
+        id: u64,
         peers: &BTreeMap<u64, Client>,
         inputs: &Inputs,
         tasks: &mut tokio::task::JoinSet<()>,
     ) -> Self {
         let mut queues = BTreeMap::new();
-        for (id, client) in peers {
+        for (peer, client) in peers {
             let (queue, queued) = mpsc::channel(QUEUE_MAX);
-            tasks.spawn(send_batches(*id, client.clone(), queued, inputs.clone()));
-            queues.insert(*id, queue);
+            tasks.spawn(send_batches((id, *peer), client.clone(), queued, inputs.clone()));
+            queues.insert(*peer, queue);
         }
         Self { queues }
     }
@@ -52,7 +55,7 @@ impl Links {
 }
 
 async fn send_batches(
-    peer: u64,
+    (id, peer): (u64, u64),
     client: Client,
     mut queued: mpsc::Receiver<RaftMessage>,
     inputs: Inputs,
@@ -69,9 +72,14 @@ async fn send_batches(
         }
         let snapshot = messages.iter().any(|message| message.kind == SNAPSHOT_KIND);
         let batch = RaftBatch { messages };
-        let sent = client.call::<_, ()>(method::RAFT, &batch, Call::within(BATCH_TIMEOUT)).await;
-        match sent {
-            Ok(_) => {
+        let sent = client.call::<_, RaftBatch>(method::RAFT, &batch, Call::within(BATCH_TIMEOUT));
+        match sent.await {
+            Ok((answer, _)) => {
+                if !answer.messages.is_empty() && is_between(&answer, peer, id) {
+                    // Lost when the queue is full, as anything between nodes may be.
+                    let _ =
+                        inputs.push(Input::Raft(Heard { messages: answer.messages, call: None }));
+                }
                 if !reachable {
                     tracing::info!(peer, "reached again");
                 }

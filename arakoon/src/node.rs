@@ -65,7 +65,7 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
     let mut tasks = JoinSet::new();
     let driver = Driver::new(Parts {
         replica,
-        links: Links::start(&clients, &inputs, &mut tasks),
+        links: Links::start(config.id, &clients, &inputs, &mut tasks),
         identity: Arc::clone(&identity),
         nodes: config.nodes.clone(),
         peers: clients.clone(),

@@ -1,6 +1,6 @@
 //! Wire requests become inputs, answers become wire answers.
 
-use crate::driver::{Input, Inputs, Query};
+use crate::driver::{Heard, Input, Inputs, Query};
 use crate::store::{RocksStore, SnapshotPages};
 use arakoon_core::view::Span;
 use arakoon_core::{Answer, Outcome, Replica, StoreError, View, rows};
@@ -85,16 +85,15 @@ impl Server {
             Ok(batch) => batch,
             Err(error) => return responder.fail(error),
         };
-        let ours = |from: u64, to: u64| to == self.id && self.peers.contains(&from);
-        if !batch.messages.iter().all(|message| ours(message.from, message.to)) {
+        let Some(from) = batch.messages.first().map(|message| message.from) else {
+            return responder.reply(&batch, Bytes::new());
+        };
+        if !self.peers.contains(&from) || !is_between(&batch, from, self.id) {
             let message =
                 "a Raft message isn't between the configured nodes; compare their configurations";
             return responder.fail(WireError::refuse(common::FORBIDDEN, message));
         }
-        match self.inputs.push(Input::Raft(batch.messages)) {
-            Ok(()) => responder.reply(&(), Bytes::new()),
-            Err(_) => responder.fail(WireError::retry(common::BUSY, "too many inputs wait")),
-        }
+        self.push(Input::Raft(Heard { messages: batch.messages, call: Some(responder) }));
     }
 
     fn snapshot(&self, request: &Request, responder: Responder) {
@@ -120,6 +119,11 @@ impl Server {
             }),
         );
     }
+}
+
+/// Whether all of it is from this node to that one.
+pub fn is_between(batch: &RaftBatch, from: u64, to: u64) -> bool {
+    batch.messages.iter().all(|message| (message.from, message.to) == (from, to))
 }
 
 fn check_get(get: Get) -> Result<Query, WireError> {

@@ -15,7 +15,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 use wire::Role;
-use wire::arakoon::{Consistency, Direction, Entries, Range, method};
+use wire::arakoon::{Consistency, Direction, Entries, RaftBatch, RaftMessage, Range, method};
 
 /// Nothing in these tests takes longer on the slowest machine, unless it hangs.
 pub const WITHIN: Duration = Duration::from_secs(60);
@@ -231,6 +231,18 @@ impl Cluster {
         };
         let now = self.until("a node", most).await?;
         self.until("progress", |facts| (most(facts)? >= now + entries).then_some(())).await
+    }
+
+    /// Speaks to `to` as that peer.
+    pub async fn raft(&self, to: &str, messages: Vec<RaftMessage>) -> Result<Vec<RaftMessage>> {
+        let node = self.nodes.iter().find(|node| node.name == to).context("no such node")?;
+        let identity = Identity::new(Role::Arakoon, "a peer", "c", None)?;
+        let client =
+            Client::new(node.address.0.clone(), Role::Arakoon, identity, ClientOptions::default());
+        let batch = RaftBatch { messages };
+        let (answer, _): (RaftBatch, Bytes) =
+            client.call(method::RAFT, &batch, Call::within(WITHIN)).await?;
+        Ok(answer.messages)
     }
 
     /// What that node has under a prefix, however old; the first page of it.

@@ -11,6 +11,7 @@ use harness::{Cluster, WITHIN, counter};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use wire::arakoon::RaftMessage;
 
 fn bytes(text: &str) -> Bytes {
     Bytes::copy_from_slice(text.as_bytes())
@@ -71,6 +72,47 @@ async fn long_ranges_come_in_pages() -> Result<()> {
     ensure!(client.range("k/", None, 1700).await?.len() == 1700);
     let found = client.prefix("l/").await?;
     ensure!(found.len() == 5 && found.iter().all(|(_, value)| *value == large));
+    Ok(())
+}
+
+/// A heartbeat is one call and not two.
+#[tokio::test]
+async fn a_peers_call_is_answered_with_what_raft_says_to_it() -> Result<()> {
+    const HEARTBEAT: u8 = 8;
+    const HEARTBEAT_RESPONSE: u8 = 9;
+    let mut cluster = Cluster::start(3, 1000)?;
+    cluster.client().set("k", "v").await?;
+    cluster.all_caught_up().await?;
+    cluster.kill("n2")?;
+    cluster.kill("n3")?;
+    let heartbeat = |from, to| RaftMessage {
+        kind: HEARTBEAT,
+        to,
+        from,
+        term: 1_000_000,
+        log_term: 0,
+        index: 0,
+        entries: Vec::new(),
+        commit: 0,
+        commit_term: 0,
+        snapshot: None,
+        request_snapshot: 0,
+        reject: false,
+        reject_hint: 0,
+        context: bytes("asked"),
+        priority: 0,
+    };
+    let answer = cluster.raft("n1", vec![heartbeat(2, 1), heartbeat(2, 1)]).await?;
+    let said = |message: &RaftMessage| {
+        (message.kind, message.from, message.to, message.context == bytes("asked"))
+    };
+    let said: Vec<_> = answer.iter().map(said).collect();
+    ensure!(said == [(HEARTBEAT_RESPONSE, 1, 2, true); 2], "{answer:?}");
+    for foreign in
+        [vec![heartbeat(2, 3)], vec![heartbeat(9, 1)], vec![heartbeat(2, 1), heartbeat(3, 1)]]
+    {
+        ensure!(cluster.raft("n1", foreign).await.is_err());
+    }
     Ok(())
 }
 

@@ -26,7 +26,8 @@ pub mod method {
     pub const SESSIONS: u16 = 5;
     /// [`super::ChangesAsk`] → [`super::Changes`]; any node answers.
     pub const CHANGES: u16 = 6;
-    /// [`super::RaftBatch`] → `()`; node to node only.
+    /// [`super::RaftBatch`] → [`super::RaftBatch`]: what the answering node's Raft says to the other one in that moment; node to
+    /// node only.
     pub const RAFT: u16 = 16;
     /// [`super::SnapshotAsk`] → [`super::SnapshotRows`], payload: the rows as `Vec<(Bytes, Bytes)>`; node to node only.
     pub const RAFT_SNAPSHOT: u16 = 17;
