@@ -45,7 +45,7 @@ pub struct Found {
 enum Trouble {
     Elsewhere(Box<Location>),
     Later(String),
-    /// It misses something of the vDisk. With where that is, if it isn't the owner.
+    /// It misses something of the vDisk, or has no room for it. With where that is, if it isn't the owner.
     Gap(String, Option<Box<Location>>),
     Refused(WireError),
 }
@@ -173,8 +173,9 @@ async fn attach(connection: &Connection, request: &Attach) -> Result<Attached, T
                 Err(_) => Err(Trouble::Later("redirects without saying where to".to_owned())),
             }
         }
-        // A gap waits for an operator, or for a router that reaches more, and the edge waits with it (L7).
-        Err(CallError::Refused(error)) if error.code == code::GAP => {
+        // A gap waits for an operator, or for a router that reaches more, and the edge waits with it (L7). Want of room is
+        // no better: both are its owner's, and not to be waited for there.
+        Err(CallError::Refused(error)) if matches!(error.code, code::GAP | code::NO_ROOM) => {
             let elsewhere = wire::decode_all::<Location>(error.detail.clone()).ok();
             Err(Trouble::Gap(error.to_string(), elsewhere.map(Box::new)))
         }

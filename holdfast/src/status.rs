@@ -189,6 +189,7 @@ async fn vdisk_state(vdisk: &VdiskRecord, owner: Option<&Client>) -> (String, Op
         }
         Ok(Err(error)) => match error.code() {
             Some(router::code::RECOVERING) => "recovering",
+            Some(router::code::NO_ROOM) => "log too full",
             Some(router::code::GAP) => "needs a decision",
             Some(router::code::NOT_OWNER) => "moving",
             _ => "unavailable",

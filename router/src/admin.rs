@@ -197,7 +197,8 @@ impl Router {
                 Ok(_) => return Ok(()),
                 Err(error) => error,
             };
-            if error.class != ErrorClass::Retry || PATIENCE < boot_now().since(start) {
+            let may_pass = error.class == ErrorClass::Retry && error.code != code::NO_ROOM;
+            if !may_pass || PATIENCE < boot_now().since(start) {
                 return Err(error);
             }
             tokio::time::sleep(Duration::from_millis(20)).await;

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arakoon_client::Transaction;
-use model::{Incarnation, RouterId, VdiskId};
+use model::{ByteSize, Incarnation, RouterId, VdiskId};
 use router_core::dtl::takeover::{Evidence, judge};
 use router_core::volume::HeadState;
 use runtime::endpoint::Endpoint;
@@ -29,6 +29,7 @@ use wire::{Role, WireError};
 use crate::facts::{Change, Read};
 use crate::open::OpenError;
 use crate::protect::holders;
+use crate::room;
 use crate::router::Router;
 use crate::state::Slot;
 
@@ -49,8 +50,8 @@ impl Router {
     /// no DTL, or somebody else was quicker.
     ///
     /// # Errors
-    /// `GAP` with what is missing and whose the vDisk is when it couldn't be recovered here; Retry when arakoon or the
-    /// backend can't say.
+    /// `GAP` with what is missing and whose the vDisk is when it couldn't be recovered here; `NO_ROOM` when the log couldn't
+    /// take it; Retry when arakoon or the backend can't say.
     pub(crate) async fn claim_from_gone(
         self: &Arc<Self>,
         name: &str,
@@ -158,8 +159,8 @@ impl Router {
         (why, right): (&'static str, Right),
     ) -> Result<(), WireError> {
         let vdisk = record.vdisk;
-        let shown = self.shown(vdisk, &dtl.facts).await;
-        let shown: Vec<_> = shown.into_iter().map(|(router, logs)| (router, held(&logs))).collect();
+        let logs = self.shown(vdisk, &dtl.facts).await;
+        let shown: Vec<_> = logs.iter().map(|(router, logs)| (*router, held(logs))).collect();
         // After the targets: what they trim meanwhile is below it.
         let head_state = self.head_now(vdisk).await?;
         let evidence = Evidence {
@@ -171,10 +172,18 @@ impl Router {
             epochs: &head_state.epochs,
             sealed: &shown,
         };
-        let Err(gap) = judge(&evidence) else { return Ok(()) };
         let owner = self.ties.name_of(record.owner);
-        let message = not_claimed(&record.name, (&owner, why, right), &gap);
-        let error = WireError::refuse(code::GAP, message);
+        let of_owner = (&owner[..], why, right);
+        let error = match judge(&evidence) {
+            Err(gap) => WireError::refuse(code::GAP, not_claimed(&record.name, of_owner, &gap)),
+            Ok(plan) => {
+                let needed = room::needed(plan.source.as_ref(), &logs);
+                let Some(why) = self.state().lacks_room(needed) else { return Ok(()) };
+                let short = format!("{} must be recovered, and {why}", ByteSize(needed));
+                WireError::retry(code::NO_ROOM, not_claimed(&record.name, of_owner, &short))
+            }
+        };
+        tracing::debug!(%vdisk, %error, "not claimed");
         // Whose gap it is: an edge that hears of it only here has no reason to suspect this router.
         Err(error.with_detail(wire::encode_to_bytes(&self.location(record).await?)))
     }

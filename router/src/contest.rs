@@ -7,7 +7,7 @@
 //!                                                                    is room all that is missing, or what others
 //!                                                                    owe? then REFUTED;
 //!                                                                    else: not InSync: hands the vDisk over by itself;
-//!                                                                    it has a gap: YIELDED
+//!                                                                    it has a gap, or no room: YIELDED
 //!                                no answer, or not refuted, InSync:
 //!                                claims like from a dead owner (P16, P18)
 //!  ATTACH ─────────────────────▶
@@ -18,9 +18,10 @@
 //!
 //! What then stands against a claim is said to the edge that contests, whose log has it.
 //!
-//! Unless it serves nothing: an owner whose recovery ended at a gap has let go of the epoch of that try for good, and the
-//! next one begins with a claim that asserts the same records (P10). So it yields that epoch, in any state; who contests
-//! must reach all that was promised, as for every claim (L7), and either claim makes the other impossible (L3).
+//! Unless it serves nothing: an owner whose recovery ended at a gap, or found no room in its write log, has let go of the
+//! epoch of that try for good, and the next one begins with a claim that asserts the same records (P10). So it yields that
+//! epoch, in any state; who contests must reach all that was promised, as for every claim (L7), and either claim makes the
+//! other impossible (L3).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,7 +42,7 @@ use wire::router::{Contest, Contested, code, method};
 use crate::claim::Right;
 use crate::facts::Read;
 use crate::router::Router;
-use crate::state::{Serving, Slot, State};
+use crate::state::{Serving, Slot, Stage, State};
 
 /// How long the owner has to refute. One that can't answer in this time serves nobody.
 const REFUTE_PATIENCE: Duration = Duration::from_millis(500);
@@ -260,13 +261,25 @@ impl Router {
 }
 
 impl State {
-    /// What an owner says that tried to open the vDisk at this epoch and found a gap.
+    /// What an owner says that tried to open the vDisk at this epoch and found a gap, or no room.
     fn yielded(&self, vdisk: VdiskId, epoch: Epoch) -> Option<WireError> {
-        let Some(Slot::Gap(missing)) = self.volumes.get(&vdisk) else { return None };
-        // By a later epoch than that of the gap it may be served in a moment.
-        let known = self.gaps.get(&vdisk).filter(|known| known.epoch == epoch)?;
-        known.dtl.as_ref()?;
-        Some(WireError::refuse(code::YIELDED, missing.clone()))
+        // By a later epoch than that of the try it may be served in a moment.
+        let missing = match self.volumes.get(&vdisk)? {
+            Slot::Gap(missing) => {
+                let known = self.gaps.get(&vdisk).filter(|known| known.epoch == epoch)?;
+                known.dtl.as_ref()?;
+                missing.clone()
+            }
+            Slot::Opening(stage @ Stage::NoRoom { epoch: tried, .. }) if *tried == epoch => {
+                stage.to_string()
+            }
+            Slot::Opening(_)
+            | Slot::Serving(_)
+            | Slot::Fenced(_)
+            | Slot::Elsewhere(_)
+            | Slot::Deleting => return None,
+        };
+        Some(WireError::refuse(code::YIELDED, missing))
     }
 }
 

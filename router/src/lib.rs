@@ -17,6 +17,7 @@
 //! | `protect` | vDisks with a DTL: claimed, recovered, watched |
 //! | `lease`, `claim` | the router's session; a vDisk whose owner is gone, claimed (P16–P18) |
 //! | `contest` | a vDisk whose owner an edge has no service from (P19) |
+//! | `room` | a log that is too full for what recovery takes over: not claimed, or yielded (P19) |
 //! | `loss` | a vDisk with a gap: what is missing, and how it starts without that (L7) |
 //! | `directory` | where a vDisk is served and where else to go |
 //! | `attach`, `admin` | attachments; create, delete, resize, show, sync |
@@ -51,6 +52,7 @@ mod mode;
 mod open;
 mod protect;
 mod reader;
+mod room;
 mod router;
 mod server;
 mod start;

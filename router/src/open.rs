@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use arakoon_client::Transaction;
 use bytes::Bytes;
-use model::{Epoch, LogId, Lsn, ObjectId, VdiskId};
+use model::{ByteSize, Epoch, LogId, Lsn, ObjectId, VdiskId};
 use router_core::applied::{AppliedMap, AppliedSet};
 use router_core::checkpoint::Course;
 use router_core::dtl::takeover;
@@ -73,8 +73,8 @@ pub enum OpenError {
     Dtl(#[from] ReadError),
     #[error("a record of the DTL is no change of a vDisk")]
     StrangeRecord,
-    #[error("the write log has no room for what the DTL holds")]
-    LogFull,
+    #[error("{} must be recovered, and {why}", ByteSize(*.needed))]
+    NoRoom { epoch: Epoch, needed: u64, why: String },
     #[error("the router has no session in arakoon")]
     NoLease,
     #[error("a later claim sealed its DTL")]
@@ -111,7 +111,7 @@ impl OpenError {
             | Self::NotOwner
             | Self::Dtl(_)
             | Self::StrangeRecord
-            | Self::LogFull
+            | Self::NoRoom { .. }
             | Self::NoLease
             | Self::LaterClaim
             | Self::Deleting
@@ -131,6 +131,12 @@ enum Verdict {
     Again(String),
     /// A gap that a DTL target may fill when it comes back (L7).
     Missing(String),
+    /// The write log is too full for it. Another router may have room, and takes it then (P19).
+    NoRoom {
+        epoch: Epoch,
+        needed: u64,
+        reason: String,
+    },
     End(Slot),
 }
 
@@ -173,6 +179,17 @@ impl Router {
                         () = tokio::time::sleep(jitter(MISSING_PAUSE)) => {}
                     }
                     if !matches!(self.state().volumes.get(&vdisk), Some(Slot::Gap(_))) {
+                        return;
+                    }
+                }
+                Verdict::NoRoom { epoch, needed, reason } => {
+                    tracing::warn!(%vdisk, %epoch, reason, "the vDisk can't be opened here; another router may take it");
+                    let text = format!("{reason}; another router may take it");
+                    self.events.of(Severity::Warn, "not-opened", vdisk, &text);
+                    let stage = Stage::NoRoom { epoch, needed };
+                    self.at(vdisk, stage);
+                    self.until_room(vdisk, needed).await;
+                    if self.stop.is_triggered() || self.state().opening(vdisk) != Some(stage) {
                         return;
                     }
                 }
@@ -485,6 +502,9 @@ fn judge(error: &OpenError) -> Verdict {
         OpenError::Missing(gap) => Verdict::Missing(gap.to_string()),
         // Not tried again by this process: what the try had placed in the log stays pinned, and each would pin more (L8).
         OpenError::Panicked(_) => Verdict::End(Slot::Gap(error.to_string())),
+        OpenError::NoRoom { epoch, needed, .. } => {
+            Verdict::NoRoom { epoch: *epoch, needed: *needed, reason: error.to_string() }
+        }
         OpenError::NotOwner => Verdict::End(Slot::Elsewhere(error.to_string())),
         OpenError::Backend(BackendError::Refused(WireError { code, .. }))
             if *code == proxy_code::FENCED =>
@@ -505,7 +525,6 @@ fn judge(error: &OpenError) -> Verdict {
         | OpenError::Chain { .. }
         | OpenError::Dtl(_)
         | OpenError::StrangeRecord
-        | OpenError::LogFull
         | OpenError::NoLease
         | OpenError::LaterClaim
         | OpenError::Deleting

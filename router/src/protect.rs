@@ -157,7 +157,7 @@ impl Router {
             None => Vec::new(),
         };
         let (replayed, floor) = (entries.len(), plan.next.floor);
-        let unsynced = self.place_read(&mut core, &entries)?;
+        let unsynced = self.place_read(&mut core, &entries).await?;
         self.take_part(vdisk, &kept);
         tracing::info!(%vdisk, %epoch, %head, ?own_last, replayed, last = %plan.last, "recovered with the DTL");
         let opening = OwnerOpening {
@@ -193,26 +193,14 @@ impl Router {
     }
 
     /// Records of a target get their place in the own log and in the overlay.
-    fn place_read(
+    async fn place_read(
         &self,
         core: &mut Volume,
         entries: &[Entry],
     ) -> Result<Vec<(Lsn, u64)>, OpenError> {
         let changes: Option<Vec<Change>> = entries.iter().map(change_of).collect();
         let changes = changes.ok_or(OpenError::StrangeRecord)?;
-        let mut state = self.state();
-        let placed = state.place_recovered(entries);
-        self.wake_append();
-        let placed = match placed {
-            Ok(placed) => placed,
-            Err(placed) => {
-                for placement in placed {
-                    state.log.release(placement.lap, placement.bytes);
-                }
-                return Err(OpenError::LogFull);
-            }
-        };
-        drop(state);
+        let placed = self.place_all(core.epoch(), entries).await?;
         let mut unsynced = Vec::with_capacity(entries.len());
         for ((entry, change), placement) in entries.iter().zip(changes).zip(placed) {
             let (lsn, epoch) = (entry.lsn, entry.epoch);

@@ -473,6 +473,10 @@ impl State {
     pub fn serving(&mut self, vdisk: VdiskId) -> Result<&mut Serving, WireError> {
         match self.volumes.get_mut(&vdisk) {
             Some(Slot::Serving(serving)) => Ok(serving),
+            Some(Slot::Opening(stage @ Stage::NoRoom { .. })) => {
+                let message = format!("the vDisk can't be opened here: {stage}");
+                Err(WireError::retry(code::NO_ROOM, message))
+            }
             Some(Slot::Opening(stage)) => {
                 let message = format!("the vDisk is being opened here ({stage}); try again");
                 Err(WireError::retry(code::RECOVERING, message))

@@ -227,6 +227,7 @@ message! {
         /// Nothing below this epoch is taken any more.
         pub fence: Epoch,
         pub held: Held,
+        /// About how much of it isn't in the backend.
         pub bytes: u64,
     }
 

@@ -54,7 +54,7 @@ pub mod method {
     /// [`super::Adoption`] → `()`: it is yours by arakoon's record; open it now.
     pub const ADOPT: u16 = 40;
     /// [`super::Contested`] → `()`, to the owner: an edge says that it gets no service. Refuted by `REFUTED`; an owner that
-    /// can't recover it answers `YIELDED`.
+    /// can't recover it, or has no room for it, answers `YIELDED`.
     pub const CONTESTED: u16 = 41;
     /// [`super::RecoverVdisk`] → [`super::Recovery`]: what keeps a vDisk from starting, and to start it without that (L7).
     pub const RECOVER_VDISK: u16 = 42;
@@ -109,11 +109,14 @@ pub mod code {
     pub const REFUTED: u16 = PROTOCOL_BASE + 15;
     /// Class Retry: the vDisk is served on as it was; the message says what stood against the change.
     pub const UNCHANGED: u16 = PROTOCOL_BASE + 16;
-    /// Class Refuse: the contested owner misses something, and serves nothing by this epoch: whoever reaches all of it may
-    /// claim the vDisk. The message says what is missing.
+    /// Class Refuse: the contested owner misses something, or has no room for it, and serves nothing by this epoch: whoever
+    /// reaches all of it may claim the vDisk. The message says what is missing.
     pub const YIELDED: u16 = PROTOCOL_BASE + 17;
     /// Class Refuse: there is no page map here that would help, or its parts aren't kept any longer; ask another router.
     pub const NO_MAP: u16 = PROTOCOL_BASE + 18;
+    /// Class Retry: the write log here has no room for what must be recovered of the vDisk; another router may have. Detail:
+    /// of one that isn't the owner, [`super::Location`]; else none.
+    pub const NO_ROOM: u16 = PROTOCOL_BASE + 19;
 }
 
 /// Largest read or write in one request. An edge splits longer ones.

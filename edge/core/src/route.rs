@@ -90,7 +90,7 @@ impl Route {
         self.suspects.insert(address.to_owned());
     }
 
-    /// It answers that something of the vDisk is missing there. An owner that says so can't serve it, so whoever names it as
+    /// It answers that something of the vDisk is missing there, or room for it. An owner that says so can't serve it, so whoever names it as
     /// the owner is asked to take the vDisk (P19). Another router says along whose the vDisk is, and is as good as before.
     pub fn has_gap(&mut self, address: &str, elsewhere: Option<&Location>) {
         let is_other = |location: &&Location| location.owner.addresses.iter().all(|a| a != address);

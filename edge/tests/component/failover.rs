@@ -178,6 +178,20 @@ async fn p19_an_owner_with_a_gap_is_contested_at_another_router() {
     edge.stop().await;
 }
 
+/// h_14. Asked again it says the same; it hasn't got what it lacks.
+#[tokio::test]
+async fn p19_an_owner_without_room_is_contested_at_another_router() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| format!("unix:{}/{name}", dir.path().display());
+    let owner = FakeRouter::start(&at("owner"), &[("demo", 16 * MIB)]).await;
+    let other = owner.bystander(&at("other")).await;
+    owner.faults(|faults| faults.no_room = true);
+    let edge = RunningEdge::start(dir.path(), "edge-1", &other, "failover_after = '1s'").await;
+    nbdsh(&edge.uri("demo"), "h.connect_uri(uri)\nh.pwrite(b'x', 5)\n").await;
+    assert_eq!(owner.counters(|counters| counters.contests), 1);
+    edge.stop().await;
+}
+
 /// It answers whatever it is asked, if only with "later": where all that users wait for are reads, no call is ever late.
 #[tokio::test]
 async fn p19_an_owner_that_may_not_read_is_contested_though_nothing_but_reads_wait() {

@@ -181,6 +181,8 @@ pub struct Faults {
     pub mute: bool,
     /// The owner misses something of its vDisks, until it is contested at another router.
     pub gap: bool,
+    /// The owner has no room for its vDisks, until it is contested at another router.
+    pub no_room: bool,
     /// Another router finds the owner gone, and can't take its vDisks.
     pub gap_elsewhere: bool,
     /// Nobody grants the owner the right to read, until it is contested at another router.
@@ -350,7 +352,8 @@ impl Service for Router {
             (_, method::LOCATE) => encoded(state.locate(&request)),
             (Part::Bystander, method::CONTEST) => {
                 state.counters.contests += 1;
-                (state.faults.gap, state.faults.no_right) = (false, false);
+                let Faults { gap, no_room, no_right, .. } = &mut state.faults;
+                (*gap, *no_room, *no_right) = (false, false, false);
                 Ok(wire::encode_to_bytes(&()))
             }
             (Part::Bystander, method::ATTACH) if state.faults.gap_elsewhere => {
@@ -360,6 +363,9 @@ impl Service for Router {
             (Part::Bystander, _) => Err(state.elsewhere()),
             (Part::Owner, method::ATTACH) if state.faults.gap => {
                 Err(refuse(code::GAP, "something is missing"))
+            }
+            (Part::Owner, method::ATTACH) if state.faults.no_room => {
+                Err(WireError::retry(code::NO_ROOM, "the write log is full"))
             }
             (Part::Owner, method::ATTACH) => encoded(state.attach(&request)),
             (Part::Owner, method::DETACH) => encoded(state.detach(&request)),

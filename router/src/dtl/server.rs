@@ -187,9 +187,8 @@ impl TargetServer {
             Vdisk::Broken(_) => None,
         });
         open.flat_map(|(vdisk, open)| {
-            let (fence, bytes) = (open.target.fence(), open.bytes);
-            let held = open.target.held().into_iter();
-            held.map(move |held| LogStatus { vdisk, fence, held, bytes })
+            let (fence, needed) = (open.target.fence(), open.target.needed().into_iter());
+            needed.map(move |(held, bytes)| LogStatus { vdisk, fence, held, bytes })
         })
         .take(LIST_MAX)
         .collect()

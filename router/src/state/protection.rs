@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use arakoon_client::Session as Lease;
 use bytes::Bytes;
-use model::{Epoch, Lsn, VdiskId};
+use model::{ByteSize, Epoch, Lsn, VdiskId};
+use router_core::log::Placement;
 use router_core::log::pool::Entry;
 use runtime::clock::boot_now;
 use runtime::rpc::Responder;
@@ -165,6 +166,16 @@ impl Protection {
     }
 }
 
+/// How far [`State::place_recovered`] came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Placing {
+    Done,
+    /// The next segment isn't ready yet.
+    Later,
+    /// There is no further one.
+    NoRoom,
+}
+
 /// The right to serve one vDisk.
 pub struct Right {
     owner: Arc<DtlOwner>,
@@ -274,21 +285,31 @@ impl State {
         }
     }
 
-    /// What recovery read from a DTL target gets its place in the own log: (LSN, segment, bytes, end) in order.
-    ///
-    /// # Errors
-    /// The records that were placed so far, when the log has no room for the next.
-    pub fn place_recovered(
-        &mut self,
-        entries: &[Entry],
-    ) -> Result<Vec<router_core::log::Placement>, Vec<router_core::log::Placement>> {
-        let mut placed = Vec::with_capacity(entries.len());
-        for entry in entries {
+    /// What recovery read from a DTL target gets its place in the own log, in order, as far as there is room now. `placed`:
+    /// the places of those that have one.
+    pub fn place_recovered(&mut self, entries: &[Entry], placed: &mut Vec<Placement>) -> Placing {
+        for entry in &entries[placed.len()..] {
             match self.log.place(entry.clone(), &mut self.batch) {
                 Ok(placement) => placed.push(placement),
-                Err(_) => return Err(placed),
+                Err(_) if self.log.room_is_coming() && self.log_problem.is_none() => {
+                    return Placing::Later;
+                }
+                Err(_) => return Placing::NoRoom,
             }
         }
-        Ok(placed)
+        Placing::Done
+    }
+
+    /// Why recovery can't find room for so much; `None`: it may.
+    #[must_use]
+    pub fn lacks_room(&self, needed: u64) -> Option<String> {
+        let room = self.log.room();
+        match &self.log_problem {
+            Some(problem) => Some(format!("the write log here can't grow: {problem}")),
+            None if room < needed => {
+                Some(format!("the write log here has room for {}", ByteSize(room)))
+            }
+            None => None,
+        }
     }
 }

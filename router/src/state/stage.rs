@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use model::{ByteSize, Epoch};
+
 /// What an opening waits for (P18).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stage {
@@ -17,6 +19,12 @@ pub enum Stage {
     Promise,
     /// The last try failed, and says so.
     Again,
+    /// The last try found no room in the write log for so many bytes. It has let go of its epoch: nothing is served by it,
+    /// and the next try claims another.
+    NoRoom {
+        epoch: Epoch,
+        needed: u64,
+    },
 }
 
 impl fmt::Display for Stage {
@@ -32,6 +40,13 @@ impl fmt::Display for Stage {
             Self::Recovery => "what was promised is read",
             Self::Promise => "arakoon is told what is promised",
             Self::Again => "it is tried again soon",
+            Self::NoRoom { needed, .. } => {
+                let needed = ByteSize(*needed);
+                return write!(
+                    out,
+                    "the write log here has no room for the {needed} that must be recovered"
+                );
+            }
         })
     }
 }

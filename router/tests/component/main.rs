@@ -22,6 +22,7 @@ mod loss;
 mod maps;
 mod mode;
 mod orphans;
+mod room;
 mod sessions;
 mod sharing;
 mod standing;

@@ -234,7 +234,8 @@ impl World {
         Router::start(router::Config::load(&path).unwrap())
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    /// The data of the router with this name.
+    pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 

@@ -252,6 +252,18 @@ impl Log {
         self.chunks.values().map(|chunk| chunk.len).sum()
     }
 
+    /// Bytes of its files that may hold what isn't in the backend, about.
+    #[must_use]
+    pub fn needed_bytes(&self) -> u64 {
+        if self.is_empty() {
+            return 0;
+        }
+        let from = self.promise.base.next();
+        let start = self.groups.range(..=from).next_back().map_or(from, |(first, _)| *first);
+        let groups = self.groups.range(start..);
+        groups.map(|(_, group)| group.end - group.previous_end).sum()
+    }
+
     #[must_use]
     pub const fn held(&self) -> Held {
         Held {

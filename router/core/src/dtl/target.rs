@@ -169,6 +169,13 @@ impl<D: Disk> Target<D> {
         self.logs.values().filter(|slot| !slot.is_new).map(|slot| slot.log.held()).collect()
     }
 
+    /// As [`Self::held`], with how much a claimant would have to take over of each.
+    #[must_use]
+    pub fn needed(&self) -> Vec<(Held, u64)> {
+        let slots = self.logs.values().filter(|slot| !slot.is_new);
+        slots.map(|slot| (slot.log.held(), slot.log.needed_bytes())).collect()
+    }
+
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.logs.values().map(|slot| slot.log.bytes()).sum()

@@ -248,6 +248,20 @@ impl Log {
         self.segments.values().map(|segment| segment.live).sum()
     }
 
+    /// Bytes that records may still take, at most: where a segment's end is too short for the next one it stays empty.
+    #[must_use]
+    pub fn room(&self) -> u64 {
+        let dead = self.segments.values().filter(|s| s.end != 0 && s.live == 0).count();
+        let whole = model::u64_of(self.free.len() + dead + usize::from(self.reserved.is_some()));
+        self.segment_size.saturating_sub(self.offset_of_next()) + whole * self.segment_size
+    }
+
+    /// After [`NoRoom`]: whether a segment is on its way, so that there will be room although nothing is released.
+    #[must_use]
+    pub const fn room_is_coming(&self) -> bool {
+        self.reserved.is_some()
+    }
+
     /// Places a record and queues its bytes in `batch`.
     ///
     /// # Errors

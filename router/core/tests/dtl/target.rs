@@ -212,7 +212,13 @@ fn trimmed_chunks_are_given_back_and_the_rest_is_read() {
         let held = driven.held(1).unwrap();
         assert_eq!((held.base, held.last, held.damaged), (Lsn(63), Lsn(100), false));
         driven.check_records(&held, |_| 1);
+        // What a claimant would have to take over: 28 writes and 9 trims.
+        let needed = driven.target.needed();
+        assert!(needed.len() == 1 && needed[0].0 == held, "{needed:?}");
+        assert!((28 * 4096..=driven.target.bytes()).contains(&needed[0].1), "{needed:?}");
     }
+    driven.answer(trim(1, 100)).unwrap();
+    assert_eq!(driven.target.needed()[0].1, 0);
 }
 
 #[test]

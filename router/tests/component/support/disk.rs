@@ -101,15 +101,7 @@ impl Disk {
         mode: AttachMode,
         take_over: bool,
     ) -> Result<Attached, WireError> {
-        let attach = Attach {
-            name: self.name.clone(),
-            edge: EdgeId(self.edge),
-            edge_name: format!("edge-{}", self.edge),
-            mode,
-            reclaim,
-            take_over,
-            domain: self.domain.clone(),
-        };
+        let attach = self.attaching(reclaim, mode, take_over);
         let start = std::time::Instant::now();
         let attached: Attached = loop {
             match self.call(method::ATTACH, &attach, Bytes::new()) {
@@ -122,6 +114,28 @@ impl Disk {
         };
         (self.vdisk, self.generation) = (attached.vdisk, attached.generation);
         Ok(attached)
+    }
+
+    fn attaching(
+        &self,
+        reclaim: Option<AttachmentGeneration>,
+        mode: AttachMode,
+        take_over: bool,
+    ) -> Attach {
+        Attach {
+            name: self.name.clone(),
+            edge: EdgeId(self.edge),
+            edge_name: format!("edge-{}", self.edge),
+            mode,
+            reclaim,
+            take_over,
+            domain: self.domain.clone(),
+        }
+    }
+
+    /// What it asks with its token.
+    pub fn reattaching(&self) -> Attach {
+        self.attaching(Some(self.generation), AttachMode::Exclusive, false)
     }
 
     fn call<Q: Encode, A: Decode>(
@@ -291,7 +305,7 @@ impl Disk {
     }
 
     /// Asks again while the owner can't be sure that it is one.
-    fn read_patiently(&self, offset: u64, len: u32) -> Vec<u8> {
+    pub fn read_patiently(&self, offset: u64, len: u32) -> Vec<u8> {
         let start = std::time::Instant::now();
         loop {
             match self.try_read(offset, len) {

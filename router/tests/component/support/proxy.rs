@@ -1,6 +1,6 @@
 //! A backend that keeps objects in memory and holds the promises of the proxy protocol: epochs, heads, idempotent puts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -41,8 +41,8 @@ struct Namespace {
 pub struct FakeProxy {
     namespaces: Mutex<BTreeMap<NamespaceId, Namespace>>,
     out: AtomicBool,
-    /// Nothing is stored in this namespace.
-    stuck: Mutex<Option<NamespaceId>>,
+    /// Nothing is stored in these namespaces.
+    stuck: Mutex<BTreeSet<NamespaceId>>,
     delay_ms: AtomicU64,
     puts: AtomicU64,
     reads: AtomicU64,
@@ -89,7 +89,11 @@ impl FakeProxy {
     }
 
     pub fn set_stuck(&self, vdisk: VdiskId) {
-        *self.stuck.lock().unwrap() = Some(vdisk.into());
+        self.stuck.lock().unwrap().insert(vdisk.into());
+    }
+
+    pub fn none_is_stuck(&self) {
+        self.stuck.lock().unwrap().clear();
     }
 
     pub fn set_delay_ms(&self, delay: u64) {
@@ -227,7 +231,7 @@ impl FakeProxy {
         assert_eq!(crc_fast::crc32_iscsi(&payload), put.checksum, "the payload has its checksum");
         assert!((4096..=65_792).contains(&put.frame_size));
         assert!(put.meta.len() <= wire::proxy::META_MAX);
-        if *self.stuck.lock().unwrap() == Some(put.namespace) {
+        if self.stuck.lock().unwrap().contains(&put.namespace) {
             return responder.fail(WireError::retry(code::NO_POLICY, "nothing is stored there"));
         }
         let mut namespaces = self.namespaces.lock().unwrap();
