@@ -1,22 +1,20 @@
-//! Creating, deleting, resizing, showing and syncing vDisks.
+//! Creating, resizing, showing and syncing vDisks.
 //!
 //! Each operation is ordered so that a crash in the middle leaves nothing usable half made: a vDisk exists once its name and
-//! record do (after its namespace), and is gone once they are (after its objects).
+//! record do (after its namespace).
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use model::{ByteRange, CLUSTER_SIZE, Epoch, Lsn, VdiskId};
-use router_core::checkpoint::{self, Checkpoint};
+use router_core::checkpoint::Checkpoint;
 use router_core::demand::Demand;
 use runtime::clock::boot_now;
 use runtime::random::jitter;
 use wire::dtl::{DtlFacts, DtlMode, DtlState};
 use wire::facts::VdiskRecord;
-use wire::proxy::{
-    CreateNamespace, DeleteNamespace, FillHoles, Health, code as proxy_code, method,
-};
+use wire::proxy::{CreateNamespace, DeleteNamespace, FillHoles, Health, method};
 use wire::router::{
     CreateVdisk, ExtentKind, ResizeVdisk, SyncDone, VdiskInfo, VdiskNames, code, is_legal_name,
 };
@@ -26,9 +24,9 @@ use crate::backend::BackendError;
 use crate::facts::Read;
 use crate::router::Router;
 use crate::state::protection::Protection;
-use crate::state::{Records, Slot, Stage};
+use crate::state::{Slot, Stage};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(300);
 /// Largest vDisk.
 const SIZE_MAX: u64 = 1 << 50;
@@ -39,7 +37,7 @@ fn invalid(message: impl Into<String>) -> WireError {
     WireError::refuse(code::INVALID, message)
 }
 
-fn from_backend(error: &BackendError) -> WireError {
+pub(crate) fn from_backend(error: &BackendError) -> WireError {
     match error {
         BackendError::Refused(inner) => invalid(error_text(inner)),
         BackendError::Unavailable { .. } => WireError::retry(code::RECOVERING, error.to_string()),
@@ -202,90 +200,6 @@ impl Router {
                 return Err(error);
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
-
-    /// # Errors
-    /// `IN_USE` while an edge is connected; Retry when a part can't be reached (it is resumed).
-    pub async fn delete(self: &Arc<Self>, vdisk: VdiskId) -> Result<(), WireError> {
-        let attached = {
-            let mut state = self.state();
-            match state.serving(vdisk) {
-                Ok(serving) => serving
-                    .sessions
-                    .values()
-                    .find(|s| s.is_connected())
-                    .map(|s| s.edge_name.clone()),
-                // A vDisk that can't be served may be deleted all the same.
-                Err(error) if error.code == code::GAP => None,
-                Err(error) => return Err(error),
-            }
-        };
-        if let Some(edge) = attached {
-            let message = format!("edge {edge} is attached; detach it first");
-            return Err(WireError::retry(code::IN_USE, message));
-        }
-        let read = self.facts.vdisk(vdisk).await.map_err(|error| error.to_wire())?;
-        let Some(read) = read else { return Ok(()) };
-        if read.value.owner != self.id {
-            return Err(WireError::retry(code::RECOVERING, "the owner changed; try again"));
-        }
-        if !read.value.deleting {
-            let deleting = VdiskRecord { deleting: true, ..read.value.clone() };
-            self.facts.change_vdisk(&read, &deleting).await.map_err(|error| error.to_wire())?;
-        }
-        let gone = WireError::refuse(code::NO_VDISK, "the vDisk was deleted");
-        self.state().stop_serving(vdisk, Slot::Deleting, &gone, Records::Release);
-        self.wake_append();
-        self.delete_rest(vdisk).await
-    }
-
-    /// The rest of a deletion, from the flag in the record on. May be repeated.
-    async fn delete_rest(&self, vdisk: VdiskId) -> Result<(), WireError> {
-        let read = self.facts.vdisk(vdisk).await.map_err(|error| error.to_wire())?;
-        if let Some(read) = read {
-            // In this order: once the first is gone nobody makes the second one anew.
-            for namespace in [vdisk.into(), checkpoint::namespace_of(vdisk)] {
-                let delete = DeleteNamespace { namespace, epoch: read.value.epoch };
-                let deleted = self
-                    .backend
-                    .call::<_, ()>(method::DELETE_NAMESPACE, &delete, Bytes::new(), PATIENCE)
-                    .await;
-                match deleted {
-                    Ok(_) => {}
-                    Err(BackendError::Refused(error)) if error.code == proxy_code::NO_NAMESPACE => {
-                    }
-                    Err(error) => return Err(from_backend(&error)),
-                }
-            }
-            let dtl = self.facts.dtl(vdisk).await.map_err(|error| error.to_wire())?;
-            self.facts.remove_vdisk(&read).await.map_err(|error| error.to_wire())?;
-            if let Some(dtl) = dtl {
-                self.forget_dtl(vdisk, &dtl.value).await;
-            }
-            tracing::info!(name = read.value.name, %vdisk, "vDisk deleted");
-        }
-        let maps = self.maps.clone();
-        let erased = tokio::task::spawn_blocking(move || maps.erase(vdisk)).await;
-        if let Ok(Err(error)) = erased {
-            tracing::warn!(%vdisk, %error, "the page map of a deleted vDisk stays on disk");
-        }
-        let mut state = self.state();
-        state.volumes.remove(&vdisk);
-        for found in state.unclaimed.remove(&vdisk).unwrap_or_default() {
-            state.log.release(found.record.lap, found.record.len() as u64);
-        }
-        Ok(())
-    }
-
-    /// Finishes a deletion that a restart found begun.
-    pub async fn finish_delete(self: Arc<Self>, vdisk: VdiskId) {
-        while let Err(error) = self.delete_rest(vdisk).await {
-            tracing::warn!(%vdisk, %error, "can't finish deleting the vDisk yet");
-            tokio::select! {
-                () = self.stop.wait() => return,
-                () = tokio::time::sleep(jitter(PAUSE * 5)) => {}
-            }
         }
     }
 

@@ -20,7 +20,7 @@
 //! | `room` | a log that is too full for what recovery takes over: not claimed, or yielded (P19) |
 //! | `loss` | a vDisk with a gap: what is missing, and how it starts without that (L7) |
 //! | `directory` | where a vDisk is served and where else to go |
-//! | `attach`, `admin` | attachments; create, delete, resize, show, sync |
+//! | `attach`, `admin`, `delete` | attachments; create, resize, show, sync; delete |
 //! | [`dtl`] | logs of other routers' vDisks kept here (P11, P12, P16) |
 //! | `log_disk`, `map_store`, `frames`, `backend`, `facts` | adapters: log files, RocksDB, frame cache, proxies, arakoon |
 
@@ -34,6 +34,7 @@ mod claim;
 mod committer;
 pub mod config;
 mod contest;
+mod delete;
 mod detach;
 mod directory;
 pub mod dtl;

@@ -252,6 +252,7 @@ impl Router {
                 match self.facts.vdisks().await {
                     Ok(records) => {
                         self.withdraw(&records);
+                        self.resume_deletions(&records).await;
                         let owned =
                             records.iter().map(|read| &read.value).filter(|r| r.owner == self.id);
                         let owned: Vec<VdiskRecord> = owned.cloned().collect();

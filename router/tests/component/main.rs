@@ -13,6 +13,7 @@ mod away;
 mod balance;
 mod checkpoint;
 mod contest;
+mod delete;
 mod dtl;
 mod durability;
 mod follow;

@@ -107,6 +107,15 @@ impl FakeArakoon {
         self.store.lock().unwrap().sessions.get(id).copied()
     }
 
+    /// What is written in some key, or is some key's whole value.
+    pub fn mentions(&self, text: &str, value: &[u8]) -> Vec<String> {
+        let store = self.store.lock().unwrap();
+        let of = |(key, found): &(&Bytes, &Bytes)| {
+            String::from_utf8_lossy(key).contains(text) || found[..] == *value
+        };
+        store.map.iter().filter(of).map(|(key, _)| key.escape_ascii().to_string()).collect()
+    }
+
     pub fn get(&self, key: &Bytes) -> Option<Bytes> {
         self.store.lock().unwrap().map.get(key).cloned()
     }
