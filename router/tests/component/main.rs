@@ -29,6 +29,7 @@ mod sharing;
 mod standing;
 mod support;
 mod takeover;
+mod torn;
 mod zombie;
 
 use support::{Disk, World};
