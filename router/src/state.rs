@@ -10,6 +10,7 @@
 //! its records are in the page cache, and a durable one only after the log is synced through them.
 
 pub mod protection;
+mod relief;
 mod requests;
 mod stage;
 
@@ -495,31 +496,6 @@ impl State {
         }
     }
 
-    /// When space runs short: seals units that hold the oldest segment or much memory, so that they are stored and
-    /// freed; copies the last records of nearly dead segments forward (P9).
-    pub fn relieve(&mut self) {
-        let log_short = self.log.capacity() / 2 < self.log.used();
-        let memory_short = self.overlay_limit / 2 < self.pending_bytes;
-        if !log_short && !memory_short {
-            return;
-        }
-        let oldest = self.log.oldest();
-        let dying = self.log.nearly_dead().filter(|_| log_short);
-        let share = self.overlay_limit / 4;
-        for slot in self.volumes.values_mut() {
-            let Slot::Serving(serving) = slot else { continue };
-            let pins_oldest = oldest.is_some_and(|lap| serving.core.oldest_lap() == Some(lap));
-            let hoards = memory_short && share < serving.core.pending_bytes();
-            if pins_oldest || hoards {
-                serving.core.seal();
-                serving.committer.notify_one();
-            }
-            if let Some(lap) = dying {
-                copy_forward(serving, lap, &mut self.log, &mut self.batch);
-            }
-        }
-    }
-
     /// What was asked of the vDisks since the last time goes into their rates.
     pub fn fold_demand(&mut self, now: Now, damping: Duration) {
         for slot in self.volumes.values_mut() {
@@ -671,16 +647,6 @@ impl State {
             if let Slot::Serving(serving) = slot {
                 serving.fail_waiting(error);
             }
-        }
-    }
-}
-
-fn copy_forward(serving: &mut Serving, lap: model::Lap, log: &mut Log, batch: &mut Batch) {
-    for (lsn, entry) in serving.core.records_in(lap) {
-        let Ok(placement) = log.place(entry, batch) else { return };
-        serving.last_end = placement.end;
-        if let Some(old) = serving.core.moved(lsn, placement) {
-            log.release(old.lap, old.bytes);
         }
     }
 }

@@ -437,6 +437,13 @@ impl Volume {
         self.pending.iter().map(|pending| pending.placement.lap).min()
     }
 
+    /// The segment that holds the oldest record of the open unit; `None`: that is empty.
+    #[must_use]
+    pub fn oldest_open_lap(&self) -> Option<Lap> {
+        let open = self.pending.iter().skip(model::usize_of(self.sealed.0 - self.committed.0));
+        open.map(|pending| pending.placement.lap).min()
+    }
+
     /// Every log record still needed: (segment, bytes).
     #[must_use]
     pub fn placements(&self) -> Vec<(Lap, u64)> {

@@ -128,7 +128,7 @@ impl State {
                 Verdict::After(delay) if delay <= waited => {}
                 Verdict::After(delay) => return Some((delay - waited).min(RECHECK)),
                 Verdict::Wait => {
-                    self.relieve();
+                    self.relieve_waiting();
                     return Some(RECHECK);
                 }
             }

@@ -23,6 +23,7 @@ mod loss;
 mod maps;
 mod mode;
 mod orphans;
+mod relief;
 mod room;
 mod sessions;
 mod sharing;
@@ -30,6 +31,7 @@ mod standing;
 mod support;
 mod takeover;
 mod torn;
+mod unprotected;
 mod zombie;
 
 use support::{Disk, World};
@@ -214,6 +216,26 @@ fn hot_blocks_die_in_the_log() {
     router.stop();
 }
 
+#[test]
+fn p20_a_full_sco_is_one_put_and_the_router_writes_nothing_else_down() {
+    let world = World::new();
+    let router = world.start();
+    router.create("demo", 8 << 20);
+    let mut disk = Disk::attach(&router, "demo");
+    disk.write(0, &[1; 4096], Durability::Normal);
+    disk.sync();
+    let (puts, changes) = (world.proxy.puts(), world.arakoon.changes());
+    // Four SCOs of this vPool, to the byte.
+    for at in 0..16_u64 {
+        disk.write(at << 18, &vec![at as u8 + 1; 1 << 18], Durability::Normal);
+    }
+    router.until("demo", |details| details.contains("\"pending_bytes\":0"));
+    assert_eq!(world.proxy.puts() - puts, 4);
+    assert_eq!(world.arakoon.changes(), changes, "the proxy's transaction is the only one");
+    disk.check_all();
+    router.stop();
+}
+
 /// h_07.
 #[test]
 fn a_raised_epoch_fences_the_owner() {
@@ -277,6 +299,7 @@ fn after_a_restart_reads_wait_for_the_replay_and_duplicates_change_nothing() {
     let attached = disk.try_reattach(&router).unwrap();
     assert_eq!(attached.applied.contiguous.0, 2);
     assert_eq!(disk.try_read(0, 4096).unwrap_err().code, code::RECOVERING);
+    assert_eq!(disk.try_status(0, 4096).unwrap_err().code, code::RECOVERING);
     // P3: the first write again, after the second: acknowledged, not applied.
     let lsn = disk.resend(1, 0, &[1; 4096]);
     assert!(lsn >= 1);

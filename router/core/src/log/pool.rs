@@ -316,10 +316,18 @@ impl Log {
     /// oldest with at most an eighth still needed (P9).
     #[must_use]
     pub fn nearly_dead(&self) -> Option<Lap> {
-        self.segments
-            .iter()
-            .find(|(_, s)| s.end != 0 && 0 < s.live && s.live <= self.segment_size / 8)
-            .map(|(lap, _)| *lap)
+        self.closed_below(self.segment_size / 8).next()
+    }
+
+    /// Closed segments of which at most one part in `parts` is still needed, oldest first.
+    #[must_use]
+    pub fn sparse(&self, parts: u64) -> Vec<Lap> {
+        self.closed_below(self.segment_size / parts).collect()
+    }
+
+    fn closed_below(&self, live_max: u64) -> impl Iterator<Item = Lap> {
+        let closed = self.segments.iter().filter(|(_, segment)| segment.end != 0);
+        closed.filter(move |(_, s)| 0 < s.live && s.live <= live_max).map(|(lap, _)| *lap)
     }
 
     /// The oldest segment with needed records.

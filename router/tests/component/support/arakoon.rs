@@ -21,6 +21,8 @@ pub struct Store {
     pub map: BTreeMap<Bytes, Bytes>,
     pub sessions: BTreeMap<Bytes, Incarnation>,
     revision: u64,
+    /// Transactions that did more than renew sessions.
+    changes: u64,
     answered: BTreeMap<(u128, u64), Result<Committed, WireError>>,
 }
 
@@ -116,6 +118,11 @@ impl FakeArakoon {
         store.map.iter().filter(of).map(|(key, _)| key.escape_ascii().to_string()).collect()
     }
 
+    /// How often anything was changed: heartbeats don't count.
+    pub fn changes(&self) -> u64 {
+        self.store.lock().unwrap().changes
+    }
+
     pub fn get(&self, key: &Bytes) -> Option<Bytes> {
         self.store.lock().unwrap().map.get(key).cloned()
     }
@@ -174,6 +181,8 @@ impl Store {
                     .with_detail(wire::encode_to_bytes(&refused)));
             }
         }
+        let renews = |update: &Update| matches!(update, Update::RenewSession { .. });
+        self.changes += u64::from(!transaction.updates.iter().all(renews));
         for update in transaction.updates {
             match update {
                 Update::Set { key, value } => drop(self.map.insert(key, value)),
