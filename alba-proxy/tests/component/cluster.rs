@@ -182,6 +182,17 @@ impl Cluster {
         self.call(proxy, method::PUT_OBJECT, request, payload).await.map(|(done, _)| done)
     }
 
+    /// Gives up early.
+    pub async fn put_briefly(
+        &self,
+        request: &PutObject,
+        payload: Bytes,
+        patience: Duration,
+    ) -> Result<PutDone, CallError> {
+        let call = Call::with_payload(payload, patience);
+        self.clients[0].call(method::PUT_OBJECT, request, call).await.map(|(done, _)| done)
+    }
+
     pub async fn read(&self, object: ObjectId, ranges: &[(u64, u32)]) -> Result<Bytes, CallError> {
         let body = ReadObject { namespace: NAMESPACE, object, ranges: ranges.to_vec() };
         let (done, payload): (ReadDone, Bytes) =

@@ -75,6 +75,8 @@ impl Server {
 #[derive(Default)]
 pub struct FakeArakoon {
     state: Mutex<ArakoonState>,
+    /// Answers to transactions, while none is given.
+    silenced: Mutex<Option<Vec<Responder>>>,
 }
 
 #[derive(Default)]
@@ -84,6 +86,8 @@ struct ArakoonState {
     answered: BTreeMap<(u128, u64), Result<Revision, WireError>>,
     /// Set just before the next transaction.
     sneaking: Option<(Bytes, Bytes)>,
+    /// Keys that were set, by transaction.
+    set: Vec<Vec<Bytes>>,
 }
 
 impl ArakoonState {
@@ -120,10 +124,12 @@ impl ArakoonState {
                 return Err(error.with_detail(encode_to_bytes(&detail)));
             }
         }
+        let mut set = Vec::new();
         for update in &transaction.updates {
             match update {
                 Update::Set { key, value } => {
                     self.entries.insert(key.clone(), value.clone());
+                    set.push(key.clone());
                 }
                 Update::Delete { key } => {
                     self.entries.remove(key);
@@ -144,6 +150,7 @@ impl ArakoonState {
                 }
             }
         }
+        self.set.push(set);
         self.revision += 1;
         Ok(Revision(self.revision))
     }
@@ -157,6 +164,26 @@ impl FakeArakoon {
 
     pub fn set(&self, key: Bytes, value: Bytes) {
         self.state.lock().unwrap().entries.insert(key, value);
+    }
+
+    pub fn get(&self, key: &Bytes) -> Option<Bytes> {
+        self.state.lock().unwrap().entries.get(key).cloned()
+    }
+
+    /// The keys that each transaction has set, of those that set one of these.
+    pub fn transactions_on(&self, keys: &[Bytes]) -> Vec<Vec<Bytes>> {
+        let state = self.state.lock().unwrap();
+        let all = state.set.iter().filter(|set| keys.iter().any(|key| set.contains(key)));
+        all.cloned().collect()
+    }
+
+    /// From now on transactions are carried out and not answered.
+    pub fn silence(&self) {
+        *self.silenced.lock().unwrap() = Some(Vec::new());
+    }
+
+    pub fn speak_again(&self) {
+        *self.silenced.lock().unwrap() = None;
     }
 
     pub fn keys(&self, prefix: &str) -> Vec<String> {
@@ -216,7 +243,10 @@ impl Service for FakeArakoon {
                     .decode::<Transaction>()
                     .and_then(|transaction| self.state.lock().unwrap().transact(&transaction));
                 let body = result.map(|revision| Committed { revision });
-                reply_or_fail(responder, body, Bytes::new());
+                match &mut *self.silenced.lock().unwrap() {
+                    Some(silenced) => silenced.push(responder),
+                    None => reply_or_fail(responder, body, Bytes::new()),
+                }
             }
             _ => {
                 if let Err(error) = self.answer(&request, responder) {
@@ -241,6 +271,8 @@ pub struct FakeAsd {
     corruptions: AtomicU64,
     /// Gets are kept here until they are let go.
     held: Mutex<Option<Vec<(Request, Responder)>>>,
+    /// Fragments that arrived, stored or not.
+    pub puts: AtomicU64,
     pub gets: AtomicU64,
     pub bytes_read: AtomicU64,
 }
@@ -255,6 +287,7 @@ impl FakeAsd {
             kept: Mutex::default(),
             corruptions: AtomicU64::new(0),
             held: Mutex::default(),
+            puts: AtomicU64::new(0),
             gets: AtomicU64::new(0),
             bytes_read: AtomicU64::new(0),
         })
@@ -355,6 +388,7 @@ impl FakeAsd {
     }
 
     fn put(&self, body: &MultiPut, payload: &Bytes) -> PutResults {
+        self.puts.fetch_add(u64::try_from(body.items.len()).unwrap(), Ordering::SeqCst);
         let mut fragments = self.fragments.lock().unwrap();
         let mut at = 0;
         let results = body

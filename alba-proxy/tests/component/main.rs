@@ -5,6 +5,7 @@
 mod cluster;
 mod fakes;
 mod loss;
+mod old;
 mod order;
 mod plain;
 mod roundtrip;

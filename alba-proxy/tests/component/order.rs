@@ -4,7 +4,9 @@ use crate::cluster::{Cluster, NAMESPACE, Setup, data, object, object_at, put_req
 use bytes::Bytes;
 use model::{Epoch, NamespaceId};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use tokio::task::JoinSet;
+use wire::facts::key;
 use wire::proxy::{self, Head, code, method};
 
 #[tokio::test]
@@ -49,6 +51,22 @@ async fn a_head_that_is_another_one_is_told() {
     assert_eq!(head.head, Some(object(2)));
     // Its fragments are nobody's.
     cluster.until_fragments(2 * 3).await;
+}
+
+#[tokio::test]
+async fn p20_an_object_costs_one_transaction_with_its_head_and_each_fragment_once() {
+    let cluster = Cluster::start(Setup::default()).await;
+    let head = key::namespace_head(NAMESPACE);
+    for number in 1..=3 {
+        cluster.put(number, data(4 << 20, number)).await.unwrap();
+        let manifest = key::manifest(NAMESPACE, object(number));
+        let made = cluster.arakoon.transactions_on(std::slice::from_ref(&manifest));
+        assert_eq!(made.len(), 1, "object {number}");
+        assert!(made[0].contains(&head), "object {number} was there before its head");
+    }
+    assert_eq!(cluster.arakoon.transactions_on(&[head]).len(), 3, "the head moves with an object");
+    let puts = cluster.asds.iter().map(|asd| asd.puts.load(Ordering::SeqCst));
+    assert_eq!(puts.sum::<u64>(), 3 * 6);
 }
 
 /// h_07.
@@ -164,7 +182,7 @@ async fn a_namespace_beside_another_is_not_made_once_that_changed_hands() {
     cluster.raise_epoch(3).await.unwrap();
     let namespace = NamespaceId(NAMESPACE.0 ^ 5);
     // Claimed between the look and the transaction.
-    let epoch = wire::facts::key::namespace_epoch(NAMESPACE);
+    let epoch = key::namespace_epoch(NAMESPACE);
     cluster.arakoon.change_before_next(epoch, Bytes::from(4_u64.to_le_bytes().to_vec()));
     let create = proxy::CreateBeside { namespace, beside: NAMESPACE, epoch: Epoch(3) };
     let made: Result<(), _> = cluster.ask(method::CREATE_BESIDE, &create).await;

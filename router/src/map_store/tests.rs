@@ -10,6 +10,7 @@ use router_core::tlog::Run;
 
 mod files;
 mod incoming;
+mod lazily;
 
 const VDISK: VdiskId = VdiskId(77);
 

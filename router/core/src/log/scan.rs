@@ -262,3 +262,6 @@ impl Scanner {
         Spot::Good(Found { record, file, payload_offset: start as u64 })
     }
 }
+
+#[cfg(test)]
+mod tests;
