@@ -24,7 +24,7 @@ use copy::Copy;
 pub use table::{Mutation, load};
 
 /// Where the faults are written down.
-const TABLES: &str = "tests/mutations";
+pub const TABLES: &str = "tests/mutations";
 /// What nextest ends with when tests ran and some failed.
 const TESTS_FAILED: i32 = 100;
 /// Of a failed command's output, shown.

@@ -2,14 +2,14 @@
 //!
 //! Four parts, each a pure function from text to findings, so that each rule has a test that breaks it:
 //! [`arrows`] (who may import whom), [`manifest`] (how a crate's manifest looks), [`source`] (how a file looks),
-//! [`holes`] (the index of holes names tests that exist).
+//! [`index`] (the indexes of holes and rules are whole, and name what exists).
 //! This file only reads the workspace and prints.
 //!
 //! Invariant: every member of the workspace and every file git knows is looked at; a crate without a rule is a finding,
 //! so nothing is let through by being new.
 
 mod arrows;
-mod holes;
+mod index;
 mod manifest;
 mod source;
 
@@ -17,6 +17,8 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, bail};
+
+use crate::mutate;
 
 /// Something that isn't as the house wants it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -46,8 +48,12 @@ pub fn run(root: &Path) -> anyhow::Result<()> {
             rust.push(text);
         }
     }
-    let index = std::fs::read_to_string(root.join(holes::INDEX)).context("read the index")?;
-    findings.extend(holes::check(&index, &rust));
+    let page =
+        |path: &str| std::fs::read_to_string(root.join(path)).with_context(|| path.to_owned());
+    let faults = mutate::load(&root.join(mutate::TABLES))?;
+    let faults = faults.into_iter().map(|mutation| mutation.name).collect();
+    let known = index::Known { rust: &rust, faults: &faults };
+    findings.extend(index::check(&page(index::LAWS)?, &page(index::PAGE)?, &known));
     findings.sort();
     findings.dedup();
     for Finding { place, what } in &findings {
