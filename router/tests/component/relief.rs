@@ -36,7 +36,7 @@ fn p9_a_vdisk_that_cant_be_stored_doesnt_stop_its_neighbour() {
     stuck.reattach(&router);
     stuck.check_all();
     busy.check_all();
-    world.proxy.unstick();
+    world.proxy.none_is_stuck();
     stuck.sync();
     stuck.check_all();
     router.stop();
@@ -65,7 +65,7 @@ fn p9_who_waits_for_memory_gets_it_from_units_that_arent_full() {
         (0..3).for_each(|at| write(disk, at));
     }
     disks.iter().for_each(Disk::check_all);
-    world.proxy.unstick();
+    world.proxy.none_is_stuck();
     router.stop();
 }
 

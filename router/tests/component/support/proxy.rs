@@ -96,11 +96,6 @@ impl FakeProxy {
         self.stuck.lock().unwrap().clear();
     }
 
-    /// Everything is stored again.
-    pub fn unstick(&self) {
-        *self.stuck.lock().unwrap() = None;
-    }
-
     pub fn set_delay_ms(&self, delay: u64) {
         self.delay_ms.store(delay, Ordering::SeqCst);
     }
