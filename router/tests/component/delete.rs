@@ -154,6 +154,8 @@ fn kill_at(number: usize, moment: Moment, then: Then) -> bool {
                 None
             }
         };
+        let named = || world.arakoon.mentions(&vdisk.to_string(), &vdisk.0.to_le_bytes());
+        until("its record is gone", || named().is_empty());
         // Who keeps a copy of its log, and wasn't told, looks now and then, and when it starts.
         let other = if 0 < dtl_logs(&other) {
             other.stop();
