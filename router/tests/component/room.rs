@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use wire::dtl::{DtlMode, DtlState};
-use wire::facts::{DtlRecord, Record, key};
+use wire::facts::{DtlRecord, Record, RouterLoad, key};
 use wire::proxy;
 use wire::router::{AttachMode, Attached, Durability, Location, code, method};
 use wire::{ErrorClass, WireError};
@@ -15,6 +15,8 @@ use crate::support::{Disk, Held, Router, WITHIN, World};
 const MIB: u64 = 1 << 20;
 /// More than the second router can take beside its own, or in two segments.
 const MUCH: u64 = 20;
+/// Of the second router's log.
+const SEGMENT: u64 = 8 * MIB;
 const SPACIOUS: &str = "log_segments = 12\nlog_segment_size = \"8MiB\"";
 
 fn until(what: &str, mut holds: impl FnMut() -> bool) {
@@ -149,8 +151,15 @@ fn h_14_a_claimant_that_finds_no_room_says_so_and_yields_to_a_router_that_has_so
             hog.write(at * MIB, &vec![at as u8 + 101; 1 << 20], Durability::Normal);
         }
         hog.check_all();
+        hog.sync();
         disk.sync();
         disk.check_all();
+        let told = key::router_load(world.id_of("router-2"));
+        until("nothing is pinned but where it writes", || {
+            let load =
+                world.arakoon.get(&told).map(|bytes| RouterLoad::from_record(bytes).unwrap());
+            load.is_some_and(|load| load.log_used <= SEGMENT)
+        });
         third.stop();
         other.stop();
     }
