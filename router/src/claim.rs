@@ -208,9 +208,9 @@ impl Router {
         let mut shown = Vec::new();
         for router in holders(facts) {
             let logs = if router == self.id {
-                self.dtl.logs()
+                self.dtl.logs(vdisk)
             } else {
-                match self.peers.logs(router).await {
+                match self.peers.logs(router, vdisk).await {
                     Ok(logs) => logs,
                     Err(error) => {
                         tracing::info!(%vdisk, %router, %error, "a DTL target can't be asked");
@@ -218,8 +218,7 @@ impl Router {
                     }
                 }
             };
-            let logs = logs.into_iter().filter(|log| log.vdisk == vdisk);
-            shown.push((router, logs.collect()));
+            shown.push((router, logs));
         }
         shown
     }

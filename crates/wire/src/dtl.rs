@@ -30,7 +30,7 @@ pub mod method {
     pub const READ: u16 = 0x47;
     /// [`super::Trim`] → `()`: and the vDisk is forgotten here.
     pub const DROP: u16 = 0x48;
-    /// `()` → [`super::LogList`]: for operators.
+    /// [`super::LogsOf`] → [`super::LogList`]: what is held of one vDisk; seals nothing.
     pub const LOGS: u16 = 0x49;
 
     /// Is this method answered by the DTL?
@@ -74,8 +74,6 @@ pub const TARGETS_MAX: usize = 2;
 pub const LOGS_MAX: usize = 4;
 /// Leases renewed by one request.
 pub const RENEW_MAX: usize = 4096;
-/// vDisks in one list for operators.
-pub const LIST_MAX: usize = 4096;
 /// How long an answer gives the right to serve reads, from the moment the owner sent the request (P16).
 pub const LEASE_MS: u64 = 1000;
 
@@ -231,6 +229,11 @@ message! {
         pub bytes: u64,
     }
 
+    pub struct LogsOf {
+        pub vdisk: VdiskId,
+    }
+
+    /// At most [`LOGS_MAX`].
     pub struct LogList {
         pub logs: Vec<LogStatus>,
     }

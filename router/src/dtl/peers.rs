@@ -18,8 +18,8 @@ use runtime::rpc::{Call, CallError, Client, ClientOptions, Connection};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use wire::dtl::{
-    DtlFacts, LEASE_MS, LogList, LogName, LogStatus, RENEW_MAX, ReadRecords, Records, Renew,
-    Renewed, Seal, Sealed, Trim, method,
+    DtlFacts, LEASE_MS, LogList, LogName, LogStatus, LogsOf, RENEW_MAX, ReadRecords, Records,
+    Renew, Renewed, Seal, Sealed, Trim, method,
 };
 use wire::{Role, WireError};
 
@@ -232,12 +232,17 @@ impl Peers {
         self.ask(router, method::SEAL, &Seal { vdisk, epoch }, SEAL_PATIENCE).await
     }
 
-    /// All logs that a router holds.
+    /// The logs that a router holds of a vDisk.
     ///
     /// # Errors
     /// When it can't be reached.
-    pub async fn logs(&self, router: RouterId) -> Result<Vec<LogStatus>, CallError> {
-        let LogList { logs } = self.ask(router, method::LOGS, &(), CALL_PATIENCE).await?;
+    pub async fn logs(
+        &self,
+        router: RouterId,
+        vdisk: VdiskId,
+    ) -> Result<Vec<LogStatus>, CallError> {
+        let LogList { logs } =
+            self.ask(router, method::LOGS, &LogsOf { vdisk }, CALL_PATIENCE).await?;
         Ok(logs)
     }
 

@@ -21,7 +21,7 @@ use runtime::rpc::{Request, Responder};
 use tokio::sync::Semaphore;
 use wire::WireError;
 use wire::dtl::{
-    APPEND_RECORDS_MAX, Append, Appended, Create, LIST_MAX, LogList, LogName, LogStatus, Open,
+    APPEND_RECORDS_MAX, Append, Appended, Create, LogList, LogName, LogStatus, LogsOf, Open,
     Opened, RECORDS_MAX, RENEW_MAX, ReadRecords, Records, Renew, Renewed, Seal, Sealed, Sync,
     Synced, Trim, code, method,
 };
@@ -169,7 +169,7 @@ impl TargetServer {
             }
             method::RENEW => return responder.finish(self.renew(request)),
             method::READ => return self.read(request, responder),
-            method::LOGS => return responder.reply(&LogList { logs: self.logs() }, Bytes::new()),
+            method::LOGS => return responder.finish(self.list(request)),
             _ => Err(request.unknown_method()),
         };
         match handled {
@@ -178,20 +178,18 @@ impl TargetServer {
         }
     }
 
-    /// All logs held here.
+    fn list(&self, request: &Request) -> Result<LogList, WireError> {
+        let LogsOf { vdisk } = request.decode()?;
+        Ok(LogList { logs: self.logs(vdisk) })
+    }
+
+    /// The logs held here of a vDisk.
     #[must_use]
-    pub fn logs(&self) -> Vec<LogStatus> {
+    pub fn logs(&self, vdisk: VdiskId) -> Vec<LogStatus> {
         let state = self.state();
-        let open = state.vdisks.iter().filter_map(|(vdisk, slot)| match slot {
-            Vdisk::Open(open) => Some((*vdisk, open)),
-            Vdisk::Broken(_) => None,
-        });
-        open.flat_map(|(vdisk, open)| {
-            let (fence, needed) = (open.target.fence(), open.target.needed().into_iter());
-            needed.map(move |(held, bytes)| LogStatus { vdisk, fence, held, bytes })
-        })
-        .take(LIST_MAX)
-        .collect()
+        let Some(Vdisk::Open(open)) = state.vdisks.get(&vdisk) else { return Vec::new() };
+        let (fence, needed) = (open.target.fence(), open.target.needed().into_iter());
+        needed.map(|(held, bytes)| LogStatus { vdisk, fence, held, bytes }).collect()
     }
 
     /// Which generations are held of each vDisk; `None`: its files can't be read.

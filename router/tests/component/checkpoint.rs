@@ -1,7 +1,7 @@
 //! Page maps as objects of the backend, and from other routers: what is replayed without a copy is a tail (L6), whatever
 //! was killed, damaged or late on the way (P18).
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use model::NamespaceId;
 use router_core::checkpoint::{PartMeta, namespace_of};
@@ -9,7 +9,7 @@ use wire::facts::key;
 use wire::router::Durability;
 
 use crate::support::gate::Moment;
-use crate::support::{Disk, Router, WITHIN, World};
+use crate::support::{Disk, Router, WITHIN, World, until};
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 32 * MIB;
@@ -21,14 +21,6 @@ const OFTEN: &str = "log_segments = 6\nlog_segment_size = \"8MiB\"\nsco_size = \
 const ALONE: &str = "log_segments = 6\nlog_segment_size = \"8MiB\"\nsco_size = \"256KiB\"\nmap_follow_ms = 600000\nmap_checkpoint_every = 8\nmap_part_size = \"8KiB\"";
 /// After what was waited for, when nothing comes any more.
 const AFTERWARDS: Duration = Duration::from_millis(300);
-
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !holds() {
-        assert!(start.elapsed() < WITHIN, "not within a minute: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
 
 fn number(router: &Router, field: &str) -> u64 {
     router.detail("demo", field).parse().unwrap()

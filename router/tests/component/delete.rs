@@ -5,13 +5,13 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use model::VdiskId;
-use wire::dtl::{self, DtlMode, LogList};
+use wire::dtl::{self, DtlMode, LogList, LogsOf};
 use wire::facts::key;
 use wire::router::{Durability, code};
 use wire::{ErrorClass, WireError};
 
 use crate::support::gate::Moment;
-use crate::support::{Disk, Router, WITHIN, World};
+use crate::support::{Disk, Router, WITHIN, World, until};
 
 const MIB: u64 = 1 << 20;
 /// Far more messages than a deletion needs.
@@ -30,14 +30,6 @@ fn others(follow_ms: u64) -> String {
 /// Nobody copies others' page maps: each look would be a message.
 const NEVER: u64 = 600_000;
 const OFTEN: u64 = 100;
-
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !holds() {
-        assert!(start.elapsed() < WITHIN, "not within a minute: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
 
 /// The first router's "demo" has objects, a checkpoint, a log, a DTL log, and perhaps a copy of its map; nobody is attached.
 fn with_everything(follow_ms: u64) -> (World, Router, Router) {
@@ -62,8 +54,8 @@ fn with_everything(follow_ms: u64) -> (World, Router, Router) {
     (world, owner, other)
 }
 
-fn dtl_logs(router: &Router) -> usize {
-    router.call::<_, LogList>(dtl::method::LOGS, &()).unwrap().logs.len()
+fn dtl_logs(router: &Router, vdisk: VdiskId) -> usize {
+    router.call::<_, LogList>(dtl::method::LOGS, &LogsOf { vdisk }).unwrap().logs.len()
 }
 
 fn is_empty(dir: &Path) -> bool {
@@ -77,7 +69,7 @@ fn is_gone(world: &World, vdisk: VdiskId, routers: &[(&str, &Router)]) {
     until("nothing in arakoon names it", || named().is_empty());
     for (name, router) in routers {
         until("its page maps are gone", || router.maps().is_empty());
-        until("the DTL is empty", || dtl_logs(router) == 0);
+        until("the DTL is empty", || dtl_logs(router, vdisk) == 0);
         assert!(router.list().is_empty());
         let kept = world.path(name).join("dtl");
         until("no file of the DTL is left", || is_empty(&kept));
@@ -157,7 +149,7 @@ fn kill_at(number: usize, moment: Moment, then: Then) -> bool {
         let named = || world.arakoon.mentions(&vdisk.to_string(), &vdisk.0.to_le_bytes());
         until("its record is gone", || named().is_empty());
         // Who keeps a copy of its log, and wasn't told, looks now and then, and when it starts.
-        let other = if 0 < dtl_logs(&other) {
+        let other = if 0 < dtl_logs(&other, vdisk) {
             other.stop();
             world.start_other_with(&others(NEVER))
         } else {

@@ -10,7 +10,7 @@ use wire::proxy::method;
 use wire::router::{Durability, code};
 
 use crate::support::proxy::{Beside, Contents, Trouble};
-use crate::support::{Disk, Router, WITHIN, World};
+use crate::support::{Disk, Router, World, until};
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 32 * MIB;
@@ -24,14 +24,6 @@ const OFTEN: &str = "log_segments = 6\nlog_segment_size = \"8MiB\"\nsco_size = \
 const AFTERWARDS: Duration = Duration::from_millis(300);
 /// Half of what a router once waited for a list of checkpoints.
 const SOON: Duration = Duration::from_secs(30);
-
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !holds() {
-        assert!(start.elapsed() < WITHIN, "not within a minute: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
 
 fn number(router: &Router, name: &str, field: &str) -> u64 {
     router.detail(name, field).parse().unwrap()

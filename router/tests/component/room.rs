@@ -1,7 +1,7 @@
 //! A router whose write log has no room for what recovery takes over isn't given the vDisk, or gives it on (P19); and what
 //! is longer than a segment finds room segment by segment.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use wire::dtl::{DtlMode, DtlState};
 use wire::facts::{DtlRecord, Record, RouterLoad, key};
@@ -10,7 +10,7 @@ use wire::router::{AttachMode, Attached, Durability, Location, code, method};
 use wire::{ErrorClass, WireError};
 
 use crate::support::proxy::{Beside, Trouble};
-use crate::support::{Disk, Held, Router, WITHIN, World};
+use crate::support::{Disk, Held, Router, World, until};
 
 const MIB: u64 = 1 << 20;
 /// More than the second router can take beside its own, or in two segments.
@@ -18,14 +18,6 @@ const MUCH: u64 = 20;
 /// Of the second router's log.
 const SEGMENT: u64 = 8 * MIB;
 const SPACIOUS: &str = "log_segments = 12\nlog_segment_size = \"8MiB\"";
-
-fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !holds() {
-        assert!(start.elapsed() < WITHIN, "not within a minute: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
 
 /// Nothing of it reaches the backend, and all of it the DTL.
 fn write_much(world: &World, disk: &mut Disk, name: &str, mib: u64) {
@@ -63,6 +55,19 @@ fn with_hog(router: &Router) -> Disk {
 /// As much as the second router takes of its own while the backend doesn't.
 fn fill(world: &World, hog: &mut Disk) {
     write_much(world, hog, "hog", 14);
+}
+
+/// The second router had room when it claimed.
+fn claims_and_finds_no_room(world: &World, (other, hog): (&Router, &mut Disk), disk: &Disk) {
+    world.proxy.trouble(proxy::method::RAISE_EPOCH, Beside::No, Trouble::Silent);
+    let asked = other.begin::<_, Attached>(method::ATTACH, disk.reattaching());
+    until("it claims", || world.vdisk("demo").owner == world.id_of("router-2"));
+    fill(world, hog);
+    world.proxy.no_trouble();
+    until("it finds no room", || {
+        other.try_show("demo").is_err_and(|error| error.code == code::NO_ROOM)
+    });
+    let _refused = asked.join().unwrap();
 }
 
 /// Served there, with all that was promised.
@@ -117,24 +122,16 @@ fn h_14_a_router_that_is_too_full_to_recover_a_vdisk_isnt_given_it() {
     other.stop();
 }
 
-/// h_14. It had room when it claimed.
+/// h_14.
 #[test]
 fn h_14_a_claimant_that_finds_no_room_says_so_and_yields_to_a_router_that_has_some() {
     for state in [DtlState::Degraded, DtlState::InSync] {
         let (world, other, mut disk) = with_a_dead_owner(state);
         let mut hog = with_hog(&other);
-        world.proxy.trouble(proxy::method::RAISE_EPOCH, Beside::No, Trouble::Silent);
-        let asked = other.begin::<_, Attached>(method::ATTACH, disk.reattaching());
-        until("it claims", || world.vdisk("demo").owner == world.id_of("router-2"));
-        fill(&world, &mut hog);
-        world.proxy.no_trouble();
-        until("it finds no room", || {
-            other.try_show("demo").is_err_and(|error| error.code == code::NO_ROOM)
-        });
+        claims_and_finds_no_room(&world, (&other, &mut hog), &disk);
         let told = other.events("not-opened");
         let says = |text: &String| text.contains("must be recovered, and the write log here");
         assert!(told.iter().any(says), "{told:?}");
-        let _refused = asked.join().unwrap();
 
         let third = world.start_third_with(SPACIOUS);
         contested_until_it_moves(&world, &disk, &third);
@@ -203,15 +200,7 @@ fn h_14_a_claimant_whose_log_disk_is_full_yields_and_isnt_asked_again() {
 fn l8_a_claimant_without_room_tries_again_when_there_is_some_and_not_before() {
     let (world, other, mut disk) = with_a_dead_owner(DtlState::InSync);
     let mut hog = with_hog(&other);
-    world.proxy.trouble(proxy::method::RAISE_EPOCH, Beside::No, Trouble::Silent);
-    let asked = other.begin::<_, Attached>(method::ATTACH, disk.reattaching());
-    until("it claims", || world.vdisk("demo").owner == world.id_of("router-2"));
-    fill(&world, &mut hog);
-    world.proxy.no_trouble();
-    until("it finds no room", || {
-        other.try_show("demo").is_err_and(|error| error.code == code::NO_ROOM)
-    });
-    let _refused = asked.join().unwrap();
+    claims_and_finds_no_room(&world, (&other, &mut hog), &disk);
     let epoch = world.vdisk("demo").epoch;
     std::thread::sleep(Duration::from_secs(11));
     assert_eq!(world.vdisk("demo").epoch, epoch, "it claims again and again, in vain");

@@ -11,7 +11,7 @@ use wire::dtl::DtlMode;
 use wire::facts::{DtlRecord, Record, VdiskRecord, key};
 use wire::router::{AttachMode, Durability, code};
 
-use crate::support::{Disk, Held, Router, WITHIN, World};
+use crate::support::{Disk, Held, Router, WITHIN, World, until};
 
 const MIB: u64 = 1 << 20;
 const LOGS: &str = "log_segments = 6\nlog_segment_size = \"8MiB\"";
@@ -21,20 +21,12 @@ fn dtl_of(world: &World) -> DtlRecord {
     DtlRecord::from_record(world.arakoon.get(&key).unwrap()).unwrap()
 }
 
-fn until(what: &str, holds: impl Fn() -> bool) {
-    let start = Instant::now();
-    while !holds() {
-        assert!(start.elapsed() < WITHIN, "{what}");
-        std::thread::sleep(Duration::from_millis(10));
-    }
-}
-
 /// Expires the owner's session; returns when it has opened another one.
 fn lose_session(world: &World) -> Incarnation {
     let id = key::router_session(world.vdisk("demo").owner);
     let former = world.arakoon.session(&id).unwrap();
     world.expire_owner("demo");
-    until("no new session", || world.arakoon.session(&id).is_some_and(|now| now != former));
+    until("a new session", || world.arakoon.session(&id).is_some_and(|now| now != former));
     world.arakoon.session(&id).unwrap()
 }
 
@@ -110,7 +102,7 @@ fn l4_a_new_session_gives_no_right_to_what_was_claimed_meanwhile() {
         store.map.insert(dtl, claim.to_record());
     });
     lose_session(&world);
-    until("never claimed", || world.vdisk("demo").owner == RouterId(77));
+    until("it is claimed", || world.vdisk("demo").owner == RouterId(77));
     let start = Instant::now();
     loop {
         let refused = disk.try_read(0, 4096).expect_err("read what another router owns");
@@ -139,7 +131,7 @@ fn p16_a_clean_stop_reads_nothing_once_its_session_may_be_over() {
             scope.spawn(|| disk.try_write_as(4096, &[2; 4096], Durability::Durable).unwrap_err());
         std::thread::sleep(Duration::from_millis(100));
         let stop = scope.spawn(|| owner.stop());
-        until("the session doesn't end", || world.arakoon.session(&id).is_none());
+        until("the session ends", || world.arakoon.session(&id).is_none());
         let refused =
             reader.try_read(4096, 4096).expect_err("read after another may have claimed it");
         assert!(matches!(refused.class, ErrorClass::Retry | ErrorClass::Redirect), "{refused}");
@@ -180,12 +172,12 @@ fn l9_a_router_that_arakoon_doesnt_hear_says_that_it_doesnt_read() {
     let world = World::new().with_dtl(DtlMode::Sync).with_cables();
     let (owner, disk) = degraded(&world);
     world.cables().arakoon.cut();
-    until("nobody is told", || !owner.events("session-unheard").is_empty());
+    until("somebody is told", || !owner.events("session-unheard").is_empty());
     let refused = disk.try_read(0, 4096).unwrap_err();
     assert_eq!((refused.class, refused.code), (ErrorClass::Retry, code::RECOVERING), "{refused}");
     world.cables().arakoon.mend();
-    until("it isn't heard again", || disk.try_read(0, 4096).is_ok());
-    until("nobody is told", || owner.events("session").iter().any(|e| e.contains("again")));
+    until("it is heard again", || disk.try_read(0, 4096).is_ok());
+    until("that is told", || owner.events("session").iter().any(|e| e.contains("again")));
     assert_eq!(owner.events("session-unheard").len(), 1);
     disk.check_all();
     owner.stop();

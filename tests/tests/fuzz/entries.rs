@@ -193,6 +193,7 @@ pub const MESSAGES: &[MessageKind] = {
         kind::<t::Sealed>(),
         kind::<t::ReadRecords>(),
         kind::<t::Records>(),
+        kind::<t::LogsOf>(),
         kind::<t::LogList>(),
         kind::<c::EventsAsk>(),
         kind::<c::EventList>(),
