@@ -9,7 +9,7 @@ use crate::links::{Dropped, Links};
 use crate::server;
 use crate::store::RocksStore;
 use arakoon_core::convert::SNAPSHOT_KIND;
-use arakoon_core::{Answer, Output, Replica, StoreError, Ticket};
+use arakoon_core::{Answer, Output, REST_TICKS, Replica, StoreError, Ticket};
 use bytes::Bytes;
 use model::Now;
 use runtime::clock::boot_now;
@@ -162,6 +162,35 @@ impl Answering {
     }
 }
 
+/// When Raft's clock ticks.
+struct Clock {
+    last: Instant,
+    /// So many ticks may be counted late and at once.
+    together: u32,
+}
+
+impl Clock {
+    fn until_tick(&self, now: Instant) -> Duration {
+        (self.last + TICK * self.together).saturating_duration_since(now)
+    }
+
+    /// Ticks to be counted now. After a pause of the whole process they are no more than without it: peers' clocks went
+    /// on, ours didn't.
+    fn passed(&mut self, now: Instant) -> u32 {
+        let passed = now.duration_since(self.last).as_millis() / TICK.as_millis();
+        match u32::try_from(passed) {
+            Ok(passed) if passed <= self.together => {
+                self.last += TICK * passed;
+                passed
+            }
+            Ok(_) | Err(_) => {
+                self.last = now;
+                self.together
+            }
+        }
+    }
+}
+
 /// Everything the thread owns.
 pub struct Driver {
     replica: Replica<RocksStore>,
@@ -217,10 +246,18 @@ impl Driver {
     }
 
     fn serve(&mut self, inputs: &Receiver<Input>) -> Result<(), StoreError> {
-        let mut next_tick = Instant::now() + TICK;
+        let mut clock = Clock { last: Instant::now(), together: 1 };
         self.flush()?;
         loop {
-            match inputs.recv_timeout(next_tick.saturating_duration_since(Instant::now())) {
+            let input = inputs.recv_timeout(clock.until_tick(Instant::now()));
+            let ticks = clock.passed(Instant::now());
+            for _ in 0..ticks {
+                self.replica.tick(boot_now());
+            }
+            if 0 < ticks {
+                self.replica.store_mut().settle();
+            }
+            match input {
                 Ok(input) => {
                     self.take(input)?;
                     for _ in 1..BATCH_MAX {
@@ -231,14 +268,10 @@ impl Driver {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
-            let now = Instant::now();
-            if now >= next_tick {
-                // After a pause of the whole process there is one tick, not many: peers' clocks went on, ours didn't.
-                next_tick = now + TICK;
-                self.replica.tick(boot_now());
-                self.replica.store_mut().settle();
-            }
             self.flush()?;
+            let rest = model::u32_of(REST_TICKS);
+            let rests = self.replica.rests(boot_now().plus(TICK * rest));
+            clock.together = if rests { rest } else { 1 };
             if self.may_stop() {
                 return Ok(());
             }
@@ -499,5 +532,30 @@ impl Driver {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ticks_are_counted_once_each_and_a_pause_adds_none() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let mut clock = Clock { last: start, together: 1 };
+        assert_eq!((clock.passed(at(99)), clock.passed(at(103))), (0, 1));
+        assert_eq!(clock.until_tick(at(103)), Duration::from_millis(97), "lateness adds up");
+        clock.together = 4;
+        assert_eq!(clock.until_tick(at(103)), Duration::from_millis(397));
+        // A message came.
+        assert_eq!((clock.passed(at(350)), clock.passed(at(399))), (2, 0));
+        clock.together = 1;
+        assert_eq!(clock.passed(at(405)), 1);
+        for (together, ticks) in [(1, 1), (4, 4)] {
+            clock.together = together;
+            let paused = clock.last + Duration::from_secs(60);
+            assert_eq!((clock.passed(paused), clock.passed(paused)), (ticks, 0));
+        }
     }
 }

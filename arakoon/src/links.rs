@@ -75,7 +75,9 @@ async fn send_batches(
         let sent = client.call::<_, RaftBatch>(method::RAFT, &batch, Call::within(BATCH_TIMEOUT));
         match sent.await {
             Ok((answer, _)) => {
-                if !answer.messages.is_empty() && is_between(&answer, peer, id) {
+                if !is_between(&answer, peer, id) {
+                    tracing::warn!(peer, "answers for another node; compare their configurations");
+                } else if !answer.messages.is_empty() {
                     // Lost when the queue is full, as anything between nodes may be.
                     let _ =
                         inputs.push(Input::Raft(Heard { messages: answer.messages, call: None }));

@@ -31,6 +31,6 @@ pub mod view;
 pub use limits::LimitError;
 pub use machine::{Machine, Outcome};
 pub use memory::MemoryStore;
-pub use replica::{Answer, Output, Replica, ReplicaConfig, ReplicaStatus, Ticket};
+pub use replica::{Answer, Output, REST_TICKS, Replica, ReplicaConfig, ReplicaStatus, Ticket};
 pub use store::{LogWrite, Store, StoreError};
 pub use view::{Overlay, View};

@@ -39,6 +39,8 @@ pub struct Ticket(pub u64);
 pub const HEARTBEAT_TICKS: usize = 3;
 /// Shortest silence after which a follower campaigns; the longest is half as much again, see `timeouts`.
 pub const ELECTION_TICKS: usize = 10;
+/// A resting follower counts so many ticks together at most: a heartbeat comes before.
+pub const REST_TICKS: usize = HEARTBEAT_TICKS + 1;
 /// Ticks without a sign of a snapshot before its sending counts as failed and starts again.
 pub const SNAPSHOT_PATIENCE_TICKS: u32 = 150;
 /// Entries of one message together, unless one alone is larger.
@@ -229,6 +231,20 @@ impl<S: Store> Replica<S> {
         }
         self.watch_snapshots();
         self.tend_sessions();
+    }
+
+    /// Whether the next [`REST_TICKS`] ticks, the last of them at `until`, may be counted together, at the latest then and
+    /// before any message: this follower heard its leader so lately that none of them begins a campaign, and nobody's
+    /// deadline falls due before. An idle node needn't wake up for each.
+    #[must_use]
+    pub fn rests(&self, until: Now) -> bool {
+        let raft = &self.raw.raft;
+        raft.state == StateRole::Follower
+            && raft.leader_id != raft::INVALID_ID
+            && raft.election_elapsed + REST_TICKS < ELECTION_TICKS
+            && self.joining.is_none()
+            && self.reads.is_empty()
+            && !self.watches.is_due(until)
     }
 
     /// Raft waits for ever for the outcome of a snapshot it sent; when nothing is heard it is told to try again.

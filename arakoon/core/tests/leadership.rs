@@ -5,7 +5,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a failed simulation ends the test")]
 
-use arakoon_core::{MemoryStore, Output, Replica, ReplicaConfig};
+use arakoon_core::{MemoryStore, Output, REST_TICKS, Replica, ReplicaConfig};
 use model::Now;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,6 +19,8 @@ struct Cluster {
     network: Vec<RaftMessage>,
     /// Hears nothing for a while.
     deaf: Option<u64>,
+    /// Ticks that resting nodes have yet to count.
+    owed: BTreeMap<u64, usize>,
     ticks: u64,
     rng: fastrand::Rng,
 }
@@ -33,18 +35,32 @@ impl Cluster {
         };
         let up = voters.iter().map(replica).collect();
         let rng = fastrand::Rng::with_seed(seed);
-        Self { up, network: Vec::new(), deaf: None, ticks: 0, rng }
+        Self { up, network: Vec::new(), deaf: None, owed: BTreeMap::new(), ticks: 0, rng }
     }
 
     /// One tick of every node, in any order, and all messages that come of it.
     fn tick(&mut self) {
         self.ticks += 1;
-        let now = Now(Duration::from_millis(self.ticks * 100));
         let mut ids: Vec<u64> = self.up.keys().copied().collect();
         self.rng.shuffle(&mut ids);
         for id in ids {
-            self.up.get_mut(&id).unwrap().tick(now);
+            let owed = self.owed.entry(id).or_insert(0);
+            *owed += 1;
+            let left = u64::try_from(REST_TICKS - *owed).unwrap();
+            let until = Now(Duration::from_millis((self.ticks + left) * 100));
+            if left == 0 || !self.up[&id].rests(until) {
+                self.count(id);
+            }
             self.settle();
+        }
+    }
+
+    /// The ticks that a node has slept through.
+    fn count(&mut self, id: u64) {
+        let now = Now(Duration::from_millis(self.ticks * 100));
+        let Some(replica) = self.up.get_mut(&id) else { return };
+        for _ in 0..self.owed.remove(&id).unwrap_or(0) {
+            replica.tick(now);
         }
     }
 
@@ -68,6 +84,9 @@ impl Cluster {
             }
             for message in std::mem::take(&mut self.network) {
                 let deaf = self.deaf == Some(message.to) || self.deaf == Some(message.from);
+                if !deaf {
+                    self.count(message.to);
+                }
                 if let Some(replica) = self.up.get_mut(&message.to).filter(|_| !deaf) {
                     replica.receive(message).unwrap();
                 }

@@ -471,7 +471,7 @@ impl Router {
         let Some(process) = &mut self.process else { return };
         if process.log.capacity() / 2 < process.log.used() {
             process.volume.seal();
-            if let Some(lap) = process.log.nearly_dead() {
+            if let Some(lap) = process.log.sparse(8).first().copied() {
                 for (lsn, entry) in process.volume.records_in(lap) {
                     let Ok(placement) = process.log.place(entry, &mut process.batch) else {
                         break;

@@ -30,6 +30,10 @@ pub struct Reads {
 }
 
 impl Reads {
+    pub fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
     pub fn is_full(&self) -> bool {
         self.count >= READS_MAX
     }

@@ -90,6 +90,11 @@ impl Watches {
         due
     }
 
+    /// Somebody must be answered by then.
+    pub fn is_due(&self, by: Now) -> bool {
+        self.waiting.iter().any(|waiter| waiter.deadline <= by)
+    }
+
     pub fn expire(&mut self, now: Now) -> Vec<Ticket> {
         let late = self.waiting.extract_if(.., |waiter| waiter.deadline <= now);
         late.map(|waiter| waiter.ticket).collect()

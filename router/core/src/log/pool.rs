@@ -312,22 +312,13 @@ impl Log {
         segment.live = segment.live.checked_sub(bytes).expect("released no more than was pinned");
     }
 
-    /// The segment that should be emptied by copying its last records forward, when the log runs short: closed, the
-    /// oldest with at most an eighth still needed (P9).
-    #[must_use]
-    pub fn nearly_dead(&self) -> Option<Lap> {
-        self.closed_below(self.segment_size / 8).next()
-    }
-
-    /// Closed segments of which at most one part in `parts` is still needed, oldest first.
+    /// Closed segments of which at most one part in `parts` is still needed, oldest first: what to empty by copying its
+    /// last records forward, when the log runs short (P9).
     #[must_use]
     pub fn sparse(&self, parts: u64) -> Vec<Lap> {
-        self.closed_below(self.segment_size / parts).collect()
-    }
-
-    fn closed_below(&self, live_max: u64) -> impl Iterator<Item = Lap> {
+        let live_max = self.segment_size / parts;
         let closed = self.segments.iter().filter(|(_, segment)| segment.end != 0);
-        closed.filter(move |(_, s)| 0 < s.live && s.live <= live_max).map(|(lap, _)| *lap)
+        closed.filter(|(_, s)| 0 < s.live && s.live <= live_max).map(|(lap, _)| *lap).collect()
     }
 
     /// The oldest segment with needed records.

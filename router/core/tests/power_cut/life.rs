@@ -276,7 +276,8 @@ impl Life {
     }
 
     fn copy_forward(&mut self) {
-        let Some(lap) = self.log.nearly_dead().or_else(|| self.log.oldest()) else { return };
+        let nearly_dead = self.log.sparse(8).first().copied();
+        let Some(lap) = nearly_dead.or_else(|| self.log.oldest()) else { return };
         for vdisk in &mut self.vdisks {
             let there: Vec<Lsn> = vdisk
                 .placements

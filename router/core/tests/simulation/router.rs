@@ -296,7 +296,8 @@ impl Router {
     }
 
     pub fn copy_forward(&mut self, random: &mut Random) {
-        let Some(lap) = self.log.nearly_dead().or_else(|| self.log.oldest()) else { return };
+        let nearly_dead = self.log.sparse(8).first().copied();
+        let Some(lap) = nearly_dead.or_else(|| self.log.oldest()) else { return };
         for vdisk in &mut self.vdisks {
             for (lsn, entry) in vdisk.core.records_in(lap) {
                 if random.happens(Chance::percent(10)) || !self.log.has_room(0, 64 << 10) {
