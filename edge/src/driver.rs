@@ -223,7 +223,7 @@ impl NbdListener {
             }
             Self::Unix(listener, _) => {
                 let (stream, _) = listener.accept().await?;
-                let (read, write) = stream.into_split();
+                let (read, write) = runtime::net::unix::halves(stream)?;
                 Ok((Box::new(read), Box::new(write)))
             }
         }

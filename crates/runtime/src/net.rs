@@ -11,6 +11,8 @@ use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use wire::Role;
 
+pub mod unix;
+
 pub type BoxRead = Box<dyn AsyncRead + Send + Unpin>;
 pub type BoxWrite = Box<dyn AsyncWrite + Send + Unpin>;
 
@@ -118,7 +120,7 @@ impl Listener {
             }
             Socket::Unix(listener, path) => {
                 let (stream, _) = listener.accept().await?;
-                Ok(Accepted::Ready(unix_stream(stream, path.display().to_string())))
+                Ok(Accepted::Ready(unix_stream(stream, path.display().to_string())?))
             }
         }
     }
@@ -180,7 +182,7 @@ pub async fn connect(
         }
         Endpoint::Unix(path) => {
             let stream = UnixStream::connect(path).await.map_err(error)?;
-            Ok(unix_stream(stream, endpoint.to_string()))
+            unix_stream(stream, endpoint.to_string()).map_err(error)
         }
         Endpoint::Tls(address) => {
             let tls = identity.tls.as_ref().ok_or_else(|| NetError::NoTls(endpoint.clone()))?;
@@ -220,7 +222,7 @@ fn tcp_stream(stream: TcpStream, remote: String) -> Stream {
     Stream { read: Box::new(read), write: Box::new(write), proven: None, remote }
 }
 
-fn unix_stream(stream: UnixStream, remote: String) -> Stream {
-    let (read, write) = stream.into_split();
-    Stream { read: Box::new(read), write: Box::new(write), proven: None, remote }
+fn unix_stream(stream: UnixStream, remote: String) -> io::Result<Stream> {
+    let (read, write) = unix::halves(stream)?;
+    Ok(Stream { read: Box::new(read), write: Box::new(write), proven: None, remote })
 }
