@@ -10,8 +10,9 @@ use bytes::Bytes;
 use model::{ObjectId, ScoNumber, VdiskId};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
+use router_core::CLUSTER;
 use router_core::page::Location;
-use router_core::sco::{Frame, GROUP, frame_range};
+use router_core::sco::{Frame, FrameError, GROUP, TRAILER, cluster_ranges, frame_range};
 use tokio::sync::oneshot;
 use wire::proxy::code::UNREADABLE;
 use wire::proxy::{RANGES_MAX, ReadDone, ReadObject, method};
@@ -20,10 +21,10 @@ use crate::backend::{Backend, BackendError};
 
 /// How long one fetch tries.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Bytes asked for in one call.
-const CALL_BYTES: u64 = 4 << 20;
-/// A shorter answer is copied for the cache: its frames would keep a whole read buffer, several times as long.
-const COPIED_BELOW: usize = 64 << 10;
+/// Frames asked for in one call, of two ranges each at most: 2 MiB.
+const CALL_FRAMES: usize = RANGES_MAX / 2;
+/// What a frame in the cache takes besides its bytes, about.
+const ENTRY: u64 = 128;
 
 /// Why a cluster can't be read. Never answered with zeroes (L5).
 #[derive(Debug, Clone, thiserror::Error)]
@@ -48,6 +49,54 @@ pub enum ReadError {
     Stopping,
 }
 
+/// How much of a frame is read. Readers at random want one of its clusters, and copying four takes longer; who comes again
+/// for another one gets them all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Part {
+    Whole,
+    /// The cluster in this slot of the SCO.
+    Slot(u32),
+}
+
+impl Part {
+    /// For a reader of so many clusters of a frame, `location` among them.
+    #[must_use]
+    pub const fn with(clusters: usize, location: Location) -> Self {
+        match clusters {
+            1 => Self::Slot(location.slot()),
+            _ => Self::Whole,
+        }
+    }
+
+    fn add_ranges(self, location: Location, to: &mut Vec<(u64, u32)>) {
+        match self {
+            Self::Whole => to.push(frame_range(location)),
+            Self::Slot(_) => to.extend(cluster_ranges(location)),
+        }
+    }
+
+    fn len(self, location: Location) -> usize {
+        match self {
+            Self::Whole => frame_range(location).1 as usize,
+            Self::Slot(_) => CLUSTER + TRAILER,
+        }
+    }
+
+    fn is_in(self, frame: &Frame, location: Location) -> bool {
+        match self {
+            Self::Whole => frame.len() == self.len(location),
+            Self::Slot(_) => frame.has(location),
+        }
+    }
+
+    fn verify(self, location: Location, bytes: Bytes) -> Result<Frame, FrameError> {
+        match self {
+            Self::Whole => Frame::verify(location, bytes),
+            Self::Slot(_) => Frame::verify_one(location, bytes),
+        }
+    }
+}
+
 /// Which frame of which SCO.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FrameKey {
@@ -68,15 +117,18 @@ struct ByBytes;
 
 impl Weighter<FrameKey, Frame> for ByBytes {
     fn weight(&self, _key: &FrameKey, frame: &Frame) -> u64 {
-        frame.len() as u64 + 64
+        frame.len() as u64 + ENTRY
     }
 }
+
+/// What is to be read of one frame, and a location in it.
+type Wanted = (Location, Part);
 
 type Waiters = Vec<oneshot::Sender<Result<Frame, ReadError>>>;
 
 struct Shared {
     cache: Cache<FrameKey, Frame, ByBytes>,
-    under_way: Mutex<HashMap<FrameKey, Waiters>>,
+    under_way: Mutex<HashMap<(FrameKey, Part), Waiters>>,
     backend: Backend,
 }
 
@@ -99,52 +151,53 @@ impl Frames {
         self.shared.cache.get(key)
     }
 
-    /// Starts fetching the frames of these locations, all of one SCO, that aren't cached; one result per location, in order.
-    pub fn fetch(&self, object: ObjectId, locations: &[Location]) -> Vec<Fetched> {
-        let (fetched, mine) = self.join(object, locations);
-        for chunk in chunks(&mine) {
-            let claim = self.claim(object, chunk);
+    /// Starts fetching what isn't cached of these frames, all of one SCO; one result for each, in order.
+    pub fn fetch(&self, object: ObjectId, wanted: &[Wanted]) -> Vec<Fetched> {
+        let mut mine = Vec::new();
+        let fetched = wanted.iter().map(|wanted| self.join(object, *wanted, &mut mine)).collect();
+        for some in mine.chunks(CALL_FRAMES) {
+            let claim = self.claim(object, some.to_vec());
             tokio::spawn(claim.fetch());
         }
         fetched
     }
 
-    /// One frame, fetched by the caller itself unless somebody is at it already: a task for it would cost more than asking.
+    /// At least one cluster, fetched by the caller itself unless somebody is at it already: a task for it would cost more
+    /// than asking.
     ///
     /// # Errors
-    /// When the frame can't be read or fails its checksums.
+    /// When it can't be read or fails its checksum.
     pub async fn one(&self, object: ObjectId, location: Location) -> Result<Frame, ReadError> {
-        let (mut fetched, mine) = self.join(object, &[location]);
+        let mut mine = Vec::new();
+        let fetched = self.join(object, (location, Part::with(1, location)), &mut mine);
         if !mine.is_empty() {
             self.claim(object, mine).fetch().await;
         }
-        fetched.pop().expect("one was asked for").get().await
+        fetched.get().await
     }
 
-    /// One result per location, and those that the caller must see to.
-    fn join(&self, object: ObjectId, locations: &[Location]) -> (Vec<Fetched>, Vec<Location>) {
-        let mut mine = Vec::new();
-        let mut fetched = Vec::with_capacity(locations.len());
+    /// What is there already or on its way; else the caller must see to what is added to `mine`.
+    fn join(&self, object: ObjectId, (location, part): Wanted, mine: &mut Vec<Wanted>) -> Fetched {
+        let key = FrameKey::of(object.vdisk, location);
+        let cached = self.shared.cache.get(&key);
+        let part = match cached {
+            Some(frame) if part.is_in(&frame, location) => return Fetched::Ready(frame),
+            Some(_) => Part::Whole,
+            None => part,
+        };
+        let (sender, receiver) = oneshot::channel();
         let mut under_way = self.shared.under_way();
-        for location in locations {
-            let key = FrameKey::of(object.vdisk, *location);
-            if let Some(frame) = self.shared.cache.get(&key) {
-                fetched.push(Fetched::Ready(frame));
-                continue;
-            }
-            let (sender, receiver) = oneshot::channel();
-            fetched.push(Fetched::Coming(receiver));
-            let waiters = under_way.entry(key).or_insert_with(|| {
-                mine.push(*location);
-                Vec::new()
-            });
-            waiters.push(sender);
-        }
-        (fetched, mine)
+        let other = if under_way.contains_key(&(key, Part::Whole)) { Part::Whole } else { part };
+        let waiters = under_way.entry((key, other)).or_insert_with(|| {
+            mine.push((location, part));
+            Vec::new()
+        });
+        waiters.push(sender);
+        Fetched::Coming(receiver)
     }
 
-    fn claim(&self, object: ObjectId, locations: Vec<Location>) -> Claim {
-        Claim { shared: Arc::clone(&self.shared), object, locations }
+    fn claim(&self, object: ObjectId, wanted: Vec<Wanted>) -> Claim {
+        Claim { shared: Arc::clone(&self.shared), object, wanted }
     }
 }
 
@@ -152,13 +205,14 @@ impl Frames {
 struct Claim {
     shared: Arc<Shared>,
     object: ObjectId,
-    locations: Vec<Location>,
+    wanted: Vec<Wanted>,
 }
 
 impl Drop for Claim {
     fn drop(&mut self) {
-        for location in &self.locations {
-            self.shared.under_way().remove(&FrameKey::of(self.object.vdisk, *location));
+        for (location, part) in &self.wanted {
+            let key = FrameKey::of(self.object.vdisk, *location);
+            self.shared.under_way().remove(&(key, *part));
         }
     }
 }
@@ -180,27 +234,8 @@ impl Fetched {
     }
 }
 
-fn chunks(locations: &[Location]) -> Vec<Vec<Location>> {
-    let mut out: Vec<Vec<Location>> = Vec::new();
-    let mut bytes = 0;
-    for location in locations {
-        let len = u64::from(frame_range(*location).1);
-        match out.last_mut() {
-            Some(chunk) if chunk.len() < RANGES_MAX && bytes + len <= CALL_BYTES => {
-                chunk.push(*location);
-            }
-            Some(_) | None => {
-                out.push(vec![*location]);
-                bytes = 0;
-            }
-        }
-        bytes += len;
-    }
-    out
-}
-
 impl Shared {
-    fn under_way(&self) -> MutexGuard<'_, HashMap<FrameKey, Waiters>> {
+    fn under_way(&self) -> MutexGuard<'_, HashMap<(FrameKey, Part), Waiters>> {
         // Changes are single steps, so a panic elsewhere leaves a usable state.
         self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -209,30 +244,29 @@ impl Shared {
 impl Claim {
     async fn fetch(mut self) {
         let object = self.object;
-        let ranges: Vec<(u64, u32)> =
-            self.locations.iter().map(|location| frame_range(*location)).collect();
-        let lens: Vec<u32> = ranges.iter().map(|range| range.1).collect();
+        let mut ranges = Vec::with_capacity(2 * self.wanted.len());
+        for (location, part) in &self.wanted {
+            part.add_ranges(*location, &mut ranges);
+        }
         let ask = ReadObject { namespace: object.vdisk.into(), object, ranges };
         let answer = self
             .shared
             .backend
             .call::<_, ReadDone>(method::READ_OBJECT, &ask, Bytes::new(), PATIENCE)
             .await;
-        let mut payload = match answer {
-            Ok((_, payload)) if payload.len() < COPIED_BELOW => {
-                Ok(Bytes::copy_from_slice(&payload))
-            }
-            Ok((_, payload)) => Ok(payload),
-            Err(error) => Err(failed(object, &error)),
-        };
-        for (location, len) in std::mem::take(&mut self.locations).into_iter().zip(lens) {
+        let mut payload =
+            answer.map(|(_, payload)| payload).map_err(|error| failed(object, &error));
+        for (location, part) in std::mem::take(&mut self.wanted) {
+            let len = part.len(location);
             let frame = match &mut payload {
                 Err(error) => Err(error.clone()),
-                Ok(rest) if rest.len() < len as usize => Err(ReadError::Damaged {
+                Ok(rest) if rest.len() < len => Err(ReadError::Damaged {
                     object,
                     reason: "the backend's answer is short".to_owned(),
                 }),
-                Ok(rest) => Frame::verify(location, rest.split_to(len as usize))
+                // Copied: each frame in the cache would keep the whole answer, many times as long (L8).
+                Ok(rest) => part
+                    .verify(location, Bytes::copy_from_slice(&rest.split_to(len)))
                     .map_err(|error| ReadError::Damaged { object, reason: error.to_string() }),
             };
             if let Err(error) = &frame {
@@ -242,7 +276,7 @@ impl Claim {
             if let Ok(frame) = &frame {
                 self.shared.cache.insert(key, frame.clone());
             }
-            let waiters = self.shared.under_way().remove(&key);
+            let waiters = self.shared.under_way().remove(&(key, part));
             for waiter in waiters.unwrap_or_default() {
                 let _ = waiter.send(frame.clone());
             }
@@ -287,11 +321,69 @@ mod tests {
         for _ in 0..2 {
             let mut reader = Box::pin(frames.one(object, location));
             assert!(futures_pending(&mut reader).await, "it asks the proxy");
-            let (mut others, mine) = frames.join(object, &[location]);
+            let mut mine = Vec::new();
+            let other = frames.join(object, (location, Part::Slot(0)), &mut mine);
             assert!(mine.is_empty(), "one reads for all");
             drop(reader);
-            let told = others.pop().unwrap().get().await;
+            let told = other.get().await;
             assert!(matches!(told, Err(ReadError::Stopping)), "{told:?}");
+        }
+    }
+
+    /// As a proxy would send it, when each slot holds the cluster of its own number.
+    fn frame(part: Part, location: Location) -> Frame {
+        let cluster = |slot: u32| vec![u8::try_from(slot).unwrap(); CLUSTER];
+        let trailer = |slot: u32| {
+            let sum = router_core::crc32c(&cluster(slot)).to_le_bytes();
+            [&u64::from(slot).to_le_bytes()[..], &sum[..], &[0; 4]].concat()
+        };
+        let slots = match part {
+            Part::Whole => 0..location.group(),
+            Part::Slot(slot) => slot..slot + 1,
+        };
+        let bytes: Vec<u8> =
+            slots.clone().flat_map(cluster).chain(slots.flat_map(trailer)).collect();
+        assert_eq!(bytes.len(), part.len(location));
+        part.verify(location, bytes.into()).unwrap()
+    }
+
+    /// The first reader of a frame gets its cluster; the next one, for another, gets all.
+    #[tokio::test]
+    async fn whoever_reads_on_in_a_frame_gets_all_of_it() {
+        let (_listener, backend) = silent_backend();
+        let frames = Frames::new(1 << 20, backend);
+        let object = ObjectId { vdisk: VdiskId(1), epoch: Epoch(1), number: ScoNumber(1) };
+        let [one, two] = [1, 2].map(|slot| Location::new(ScoNumber(1), slot, 4));
+        let ask = |location, clusters| {
+            let mut mine = Vec::new();
+            let fetched =
+                frames.join(object, (location, Part::with(clusters, location)), &mut mine);
+            (fetched, mine)
+        };
+        assert_eq!(ask(one, 1).1, [(one, Part::Slot(1))]);
+        assert_eq!(ask(one, 1).1, [], "it is on its way");
+        assert_eq!(
+            ask(one, 2).1,
+            [(one, Part::Whole)],
+            "one cluster isn't what this one waits for"
+        );
+        assert_eq!(ask(two, 1).1, [], "it comes with the whole");
+
+        frames.shared.under_way().clear();
+        let key = FrameKey::of(object.vdisk, one);
+        frames.shared.cache.insert(key, frame(Part::Slot(1), one));
+        let (there, mine) = ask(one, 1);
+        assert_eq!(mine, []);
+        let (data, _) = there.get().await.unwrap().cluster(one, model::Cluster(1)).unwrap();
+        assert_eq!(data, vec![1; CLUSTER]);
+        assert!(matches!(ask(two, 1), (Fetched::Coming(_), mine) if mine == [(two, Part::Whole)]));
+
+        frames.shared.under_way().clear();
+        frames.shared.cache.insert(key, frame(Part::Whole, one));
+        for (location, clusters) in [(one, 1), (two, 1), (one, 4)] {
+            assert!(
+                matches!(ask(location, clusters), (Fetched::Ready(_), mine) if mine.is_empty())
+            );
         }
     }
 

@@ -16,7 +16,7 @@ use runtime::rpc::Responder;
 use wire::WireError;
 use wire::router::{Extent, ExtentKind, Extents, ReadDone, code};
 
-use crate::frames::{Fetched, FrameKey, ReadError};
+use crate::frames::{Fetched, FrameKey, Part, ReadError};
 use crate::map_store::MapError;
 use crate::router::{Router, read_failed};
 use crate::state::{Serving, Slot};
@@ -222,8 +222,10 @@ impl Router {
             let frame_of = |(_, location): &Wanted| FrameKey::of(vdisk, *location);
             let by_frame = wanted.chunk_by(|one, next| frame_of(one) == frame_of(next));
             let by_frame: Vec<Vec<Wanted>> = by_frame.map(<[_]>::to_vec).collect();
-            let locations: Vec<Location> = by_frame.iter().map(|wanted| wanted[0].1).collect();
-            let fetched = self.frames.fetch(object, &locations);
+            let part_of =
+                |wanted: &Vec<Wanted>| (wanted[0].1, Part::with(wanted.len(), wanted[0].1));
+            let parts: Vec<_> = by_frame.iter().map(part_of).collect();
+            let fetched = self.frames.fetch(object, &parts);
             coming.extend(
                 fetched
                     .into_iter()

@@ -7,11 +7,13 @@
 //! trailer: cluster u64, CRC-32C of the data u32, low 32 bits of the LSN u32
 //! ```
 //! A full group is one frame of the backend (16,448 bytes): a cold 4 KiB read touches one frame of one fragment (P25), and
-//! the checksum that the edge computed comes back with the data (L5).
+//! the checksum that the edge computed comes back with the data (L5). Of a frame all of it is asked for, or one cluster
+//! with its trailer.
 //!
 //! Invariant: clusters are in ascending order and unique; slot `s` lies in group `s / 4`.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
 use model::{Cluster, ClusterRange, Lsn};
@@ -64,11 +66,23 @@ pub fn frame_range(location: Location) -> (u64, u32) {
     (offset, location.group() * SLOT)
 }
 
-/// One verified frame of a SCO.
+/// (offset, length) of a location's cluster and of its trailer.
+#[must_use]
+pub fn cluster_ranges(location: Location) -> [(u64, u32); 2] {
+    let (frame, _) = frame_range(location);
+    let index = u64::from(location.slot() % GROUP);
+    let trailers = frame + u64::from(location.group()) * CLUSTER as u64;
+    let part = |from: u64, len: usize| (from + index * len as u64, model::u32_of(len));
+    [part(frame, CLUSTER), part(trailers, TRAILER)]
+}
+
+/// What was read of one frame of a SCO, verified: all of its clusters, or one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Frame {
+    /// The clusters, then their trailers.
     bytes: Bytes,
-    group: u32,
+    /// The frame's slots that are here.
+    slots: Range<u32>,
 }
 
 impl Frame {
@@ -77,42 +91,60 @@ impl Frame {
     /// # Errors
     /// When a length or checksum is wrong.
     pub fn verify(location: Location, bytes: Bytes) -> Result<Self, FrameError> {
-        let group = location.group();
-        let expected = group as usize * (CLUSTER + TRAILER);
+        Self::checked(location, 0..location.group(), bytes)
+    }
+
+    /// The same for the bytes of [`cluster_ranges`], one behind the other.
+    ///
+    /// # Errors
+    /// When the length or the checksum is wrong.
+    pub fn verify_one(location: Location, bytes: Bytes) -> Result<Self, FrameError> {
+        let index = location.slot() % GROUP;
+        Self::checked(location, index..index + 1, bytes)
+    }
+
+    fn checked(location: Location, slots: Range<u32>, bytes: Bytes) -> Result<Self, FrameError> {
+        let expected = slots.len() * (CLUSTER + TRAILER);
         if bytes.len() != expected {
             return Err(FrameError::Length { found: bytes.len(), expected });
         }
-        let frame = Self { bytes, group };
+        let frame = Self { bytes, slots };
         let first = location.slot() / GROUP * GROUP;
-        for index in 0..group {
-            if crc32c(&frame.data(index)) != frame.trailer(index).1 {
-                let number = location.number().0;
-                return Err(FrameError::Checksum { number, slot: first + index });
+        for at in 0..frame.slots.len() {
+            if crc32c(&frame.data(at)) != frame.trailer(at).1 {
+                let slot = first + frame.slots.start + model::u32_of(at);
+                return Err(FrameError::Checksum { number: location.number().0, slot });
             }
         }
         Ok(frame)
     }
 
+    /// Whether the cluster at `location`, one of this frame, is here.
+    #[must_use]
+    pub fn has(&self, location: Location) -> bool {
+        self.slots.contains(&(location.slot() % GROUP))
+    }
+
     /// The data of `cluster` at `location`, and its checksum.
     ///
     /// # Errors
-    /// When another cluster lies there.
+    /// When another cluster lies there, or that slot isn't here.
     pub fn cluster(
         &self,
         location: Location,
         cluster: Cluster,
     ) -> Result<(Bytes, u32), FrameError> {
-        let index = location.slot() % GROUP;
-        if self.group <= index {
+        if !self.has(location) {
             let expected = self.bytes.len() + 1;
             return Err(FrameError::Length { found: self.bytes.len(), expected });
         }
-        let (found, checksum) = self.trailer(index);
+        let at = (location.slot() % GROUP - self.slots.start) as usize;
+        let (found, checksum) = self.trailer(at);
         if found != cluster.0 {
             let (number, slot) = (location.number().0, location.slot());
             return Err(FrameError::Cluster { number, slot, found, expected: cluster.0 });
         }
-        Ok((self.data(index), checksum))
+        Ok((self.data(at), checksum))
     }
 
     #[must_use]
@@ -126,14 +158,15 @@ impl Frame {
         false
     }
 
-    fn data(&self, index: u32) -> Bytes {
-        let at = index as usize * CLUSTER;
-        self.bytes.slice(at..at + CLUSTER)
+    /// Of the `at`-th cluster that is here.
+    fn data(&self, at: usize) -> Bytes {
+        self.bytes.slice(at * CLUSTER..(at + 1) * CLUSTER)
     }
 
-    fn trailer(&self, index: u32) -> (u64, u32) {
-        let at = self.group as usize * CLUSTER + index as usize * TRAILER;
-        let bytes = &self.bytes[at..at + TRAILER];
+    /// Of the `at`-th cluster that is here: which one it is, and its checksum.
+    fn trailer(&self, at: usize) -> (u64, u32) {
+        let from = self.slots.len() * CLUSTER + at * TRAILER;
+        let bytes = &self.bytes[from..from + TRAILER];
         let cluster = u64::from_le_bytes(bytes[..8].try_into().expect("8 bytes"));
         (cluster, u32::from_le_bytes(bytes[8..12].try_into().expect("4 bytes")))
     }
@@ -304,6 +337,16 @@ mod tests {
             assert_eq!(data, vec![fill; CLUSTER]);
             assert_eq!(checksum, crc32c(&data));
             assert!(frame.cluster(location, Cluster(cluster + 1)).is_err());
+            let one: Vec<u8> = cluster_ranges(location)
+                .into_iter()
+                .flat_map(|(at, len)| built.payload[model::usize_of(at)..][..len as usize].to_vec())
+                .collect();
+            let one = Frame::verify_one(location, one.into()).unwrap();
+            assert_eq!(one.cluster(location, Cluster(cluster)), Ok((data, checksum)));
+            for other in 0..4 {
+                let neighbour = Location::new(ScoNumber(7), other, group_of(other, 5));
+                assert_eq!(one.has(neighbour), other % GROUP == slot % GROUP);
+            }
         }
         let tlog = built.payload.slice(model::usize_of(built.meta.tlog_offset)..);
         assert_eq!(Tlog::decode(&tlog), Ok(built.tlog));
@@ -320,6 +363,15 @@ mod tests {
             Err(FrameError::Checksum { number: 7, slot: 0 })
         ));
         assert!(Frame::verify(location, built.payload.slice(1..100)).is_err());
+        for at in 0..SLOT {
+            let mut bytes = built.payload[..SLOT as usize].to_vec();
+            bytes[at as usize] ^= 4;
+            let read = Frame::verify_one(location, bytes.into());
+            let read = read.and_then(|frame| frame.cluster(location, Cluster(9)));
+            // The LSN's bits, the last four bytes, are for people.
+            assert_eq!(read.is_ok(), SLOT - 4 <= at, "byte {at}");
+        }
+        assert!(Frame::verify_one(location, built.payload.slice(1..SLOT as usize)).is_err());
     }
 
     #[test]
