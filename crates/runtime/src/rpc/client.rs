@@ -494,7 +494,8 @@ impl Client {
             }
             Link::Down { backoff, .. } => *backoff,
         };
-        match Connection::open(endpoint, *expected, identity, options).await {
+        // Boxed: it is large, seldom run, and would lie in the future of every call.
+        match Box::pin(Connection::open(endpoint, *expected, identity, options)).await {
             Ok(connection) => {
                 *link = Link::Up(connection.clone());
                 Ok(connection)

@@ -183,12 +183,9 @@ pub(crate) async fn write_frames(
 
 async fn write_pieces(io: &mut BoxWrite, pieces: &mut VecDeque<Bytes>) -> io::Result<()> {
     while !pieces.is_empty() {
-        let mut slices = [IoSlice::new(&[]); SLICES];
-        let count = pieces.len().min(SLICES);
-        for (slice, piece) in slices.iter_mut().zip(pieces.iter()) {
-            *slice = IoSlice::new(piece);
-        }
-        let mut written = io.write_vectored(&slices[..count]).await?;
+        let slices: Vec<IoSlice<'_>> =
+            pieces.iter().take(SLICES).map(|piece| IoSlice::new(piece)).collect();
+        let mut written = io.write_vectored(&slices).await?;
         if written == 0 {
             return Err(io::ErrorKind::WriteZero.into());
         }
