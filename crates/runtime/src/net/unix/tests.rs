@@ -1,3 +1,7 @@
+//! Both halves against the kernel: much at once, gone peers, and what each descriptor is registered for.
+//!
+//! Invariant tested: a descriptor is registered for what somebody waits for.
+
 use super::{ReadHalf, WriteHalf, halves};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
@@ -89,4 +93,14 @@ async fn writability_is_waited_for_by_who_waits_to_write_alone() {
         waits_for(write.full.as_ref().unwrap()).map(|what| what & (readable | writable)),
         Some(writable)
     );
+    let drain = async {
+        let mut some = vec![0; 64 << 10];
+        // Until nothing more comes.
+        while let Ok(Ok(1..)) =
+            tokio::time::timeout(Duration::from_millis(200), there.read(&mut some)).await
+        {}
+    };
+    let (written, ()) = tokio::join!(write.write_all(&[7]), drain);
+    written.unwrap();
+    is_quiet(&here, &write);
 }
