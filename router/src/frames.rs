@@ -179,14 +179,14 @@ impl Frames {
     /// What is there already or on its way; else the caller must see to what is added to `mine`.
     fn join(&self, object: ObjectId, (location, part): Wanted, mine: &mut Vec<Wanted>) -> Fetched {
         let key = FrameKey::of(object.vdisk, location);
-        let cached = self.shared.cache.get(&key);
-        let part = match cached {
+        // Before the cache is looked at: what is fetched enters it first and leaves here then.
+        let mut under_way = self.shared.under_way();
+        let part = match self.shared.cache.get(&key) {
             Some(frame) if part.is_in(&frame, location) => return Fetched::Ready(frame),
             Some(_) => Part::Whole,
             None => part,
         };
         let (sender, receiver) = oneshot::channel();
-        let mut under_way = self.shared.under_way();
         let other = if under_way.contains_key(&(key, Part::Whole)) { Part::Whole } else { part };
         let waiters = under_way.entry((key, other)).or_insert_with(|| {
             mine.push((location, part));

@@ -103,8 +103,11 @@ impl Scene {
     }
 }
 
+/// Not before the edge's patience was over, nor long after: how long is judged by the soak alone, which has the machine
+/// to itself.
 fn ensure_in_time(pause: Duration) -> anyhow::Result<()> {
-    let range = FAILOVER_AFTER.saturating_sub(LEEWAY)..FAILOVER_AFTER + LEEWAY;
+    let late = if holdfast_tests::soak() { LEEWAY } else { 4 * LEEWAY };
+    let range = FAILOVER_AFTER.saturating_sub(LEEWAY)..FAILOVER_AFTER + late;
     ensure!(range.contains(&pause), "I/O again after {pause:?}, not within {range:?}");
     Ok(())
 }
