@@ -377,7 +377,11 @@ fn damage_in_the_backend_is_an_error_and_never_zeroes() {
     world.proxy.flip_byte(5000);
     let router = world.start();
     disk.reattach(&router);
-    assert_eq!(disk.try_read(0, 4096).unwrap_err().code, code::UNREADABLE);
+    // It costs the cluster that it hit, read alone or with its neighbours, and none of those.
+    assert_eq!(disk.try_read(4096, 4096).unwrap_err().code, code::UNREADABLE);
+    assert_eq!(disk.try_read(0, 4096).unwrap(), [1; 4096]);
+    assert_eq!(disk.try_read(4096, 4096).unwrap_err().code, code::UNREADABLE);
+    assert_eq!(disk.try_read(0, 16384).unwrap_err().code, code::UNREADABLE);
     world.proxy.flip_byte(5000);
     disk.check_all();
     router.stop();

@@ -248,7 +248,8 @@ impl Log {
         self.segments.values().map(|segment| segment.live).sum()
     }
 
-    /// Bytes that records may still take, at most: where a segment's end is too short for the next one it stays empty.
+    /// Bytes that records may still take, but for the ends of segments that are too short for the next one. There is a
+    /// segment more once an open one of which nothing is needed any more is closed.
     #[must_use]
     pub fn room(&self) -> u64 {
         let dead = self.segments.values().filter(|s| s.end != 0 && s.live == 0).count();
