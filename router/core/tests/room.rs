@@ -104,7 +104,7 @@ fn check_room(files: u32, sizes: &[usize], released: &[bool]) {
         for (at, Placement { lap, bytes, .. }) in placed.iter().enumerate() {
             if released[at % released.len()] || at < 2 {
                 log.release(*lap, *bytes);
-                *live.get_mut(lap).unwrap() -= bytes;
+                live.entry(*lap).and_modify(|live| *live -= bytes);
             }
         }
     }
